@@ -1,0 +1,67 @@
+"""Intervals for accuracies and for differences between two runs.
+
+    correct, n        -> wilson             -> (low, high)
+    a, b on one set   -> paired_difference  -> (mean difference, low, high)
+
+Sources: Wilson (1927), the score interval; Efron and Tibshirani (1993, ch. 13), the percentile bootstrap.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+Z_95 = 1.959963984540054  # the 97.5 % quantile of the standard normal distribution
+
+_INDICES_AT_ONCE = 1 << 20  # bounds the memory of the resampled indices (8 MB)
+
+
+def wilson(k: int, n: int) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a share: `k` right of `n` independent trials, both whole numbers, 0 <= k <= n.
+
+    (0.0, 1.0) for n = 0: nothing is known. ValueError unless 0 <= k <= n.
+    Example: wilson(8, 10) -> (0.490, 0.943)
+    """
+    if not 0 <= k <= n:
+        raise ValueError(f"k = {k} right of n = {n}: k should be between 0 and n")
+    if n == 0:
+        return 0.0, 1.0
+    shrink = 1 / (1 + Z_95**2 / n)
+    centre = shrink * (k / n + Z_95**2 / (2 * n))
+    half_width = shrink * Z_95 * math.sqrt(k * (n - k) / n**3 + Z_95**2 / (4 * n**2))
+    # Both ends are exact in arithmetic without rounding; 0.9999999 for "all right" would read as a defect.
+    low = 0.0 if k == 0 else centre - half_width
+    high = 1.0 if k == n else centre + half_width
+    return low, high
+
+
+def paired_difference(
+    a: ArrayLike, b: ArrayLike, *, rng: np.random.Generator, num_resamples: int = 10_000
+) -> tuple[float, float, float]:
+    """(mean of a - b, low, high): the 95 % percentile bootstrap over items, for two runs judged on the same items.
+
+    `a` and `b` are 1-D, 0/1 or real, and a[i], b[i] belong to one item. Items should be independent: with several
+    images for one prompt, pass the prompts' means. Deterministic in the state of `rng`.
+    ValueError for no items, unequal lengths, values that are not finite, or num_resamples < 1.
+    Example: paired_difference([1, 1, 0, 1], [0, 1, 0, 0], rng=np.random.default_rng(0)) -> (0.5, 0.0, 1.0)
+    """
+    a_I, b_I = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)  # I items
+    if a_I.ndim != 1 or a_I.shape != b_I.shape or a_I.size == 0:
+        raise ValueError(f"shapes {a_I.shape} and {b_I.shape}: pass two 1-D arrays over the same items, one or more")
+    if num_resamples < 1:
+        raise ValueError(f"num_resamples = {num_resamples}: draw at least 1 (10000 is usual)")
+    usable_I = np.isfinite(a_I) & np.isfinite(b_I)
+    if not usable_I.all():
+        bad = int(np.flatnonzero(~usable_I)[0])
+        raise ValueError(f"item {bad}: a = {a_I[bad]}, b = {b_I[bad]}; leave out items without a finite value in both")
+    difference_I = a_I - b_I
+    items = difference_I.size
+    at_once = max(1, _INDICES_AT_ONCE // items)
+    means = []
+    for start in range(0, num_resamples, at_once):
+        index_RI = rng.integers(items, size=(min(at_once, num_resamples - start), items))  # R resamples
+        means.append(difference_I[index_RI].mean(axis=1))
+    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
+    return float(difference_I.mean()), float(low), float(high)

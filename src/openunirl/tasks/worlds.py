@@ -1,0 +1,58 @@
+"""What a run is about: prompts, answer matching, and - for evaluation only - reference pictures and a detector.
+
+In: a name. Out: a World. `train` uses `training_prompts` and `match` and nothing else of it: no rendered picture and no
+detector ever reaches a loss or a reward of the demo.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from openunirl.tasks import shapes
+from openunirl.tasks.shapes_oracle import Oracle
+from openunirl.types import ColorClassifier, Detector, Match, Prompt
+
+
+class Judge(Detector, ColorClassifier, Protocol):
+    """Finds objects and names their colours."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """Example: WORLDS["shapes"]().training_prompts(8, seed=0)"""
+
+    label: str
+    """Whose verdict the accuracies are, such as "oracle"."""
+    training_prompts: Callable[[int, int], list[Prompt]]
+    """(how many, seed)."""
+    evaluation_prompts: Callable[[str, int, int], list[Prompt]]
+    """(split, how many, seed); balanced over the task types."""
+    match: Callable[[str, str, str], Match]
+    """(tag, gold answer, model answer)."""
+    references: Callable[[Sequence[Prompt], int], np.ndarray]
+    """One right picture per prompt, uint8 [P, H, W, 3]; for evaluation only."""
+    judge: Callable[[], Judge]
+    """The detector of the evaluation."""
+
+
+def _shapes_references(prompts: Sequence[Prompt], seed: int) -> np.ndarray:
+    rng = np.random.default_rng([seed, 3])
+    return shapes.render_batch([shapes.sample_scene(prompt, rng) for prompt in prompts], rng)
+
+
+def _shapes() -> World:
+    return World(
+        label="oracle",
+        training_prompts=lambda n, seed: shapes.prompts("train", n, seed),
+        evaluation_prompts=shapes.prompts,
+        match=shapes.match,
+        references=_shapes_references,
+        judge=Oracle,
+    )
+
+
+WORLDS: dict[str, Callable[[], World]] = {"shapes": _shapes}
