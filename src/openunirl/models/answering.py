@@ -1,0 +1,105 @@
+"""Answers, token by token: batched decoding over a shared image prefix, and scores of given answers.
+
+In: a network called as net(ids, mask, positions_BL=, cache=, select_S=, rows=), a cache that holds each question's image
+prefix. Out: AnswerRollout / AnswerScores. Questions of different lengths are padded on the left; pads are masked and
+positions skip them, so padding changes nothing.
+
+Shapes: Q questions, T answer tokens, L prompt positions, V rows of the vocabulary, S scored positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from openunirl.draws import KeyedDraws
+from openunirl.models.layers import PrefixCache
+from openunirl.types import AnswerRollout, AnswerSampling, AnswerScores, ImageQuestion
+
+
+def decode_answers(
+    net: nn.Module,
+    cache: PrefixCache,
+    *,
+    questions: tuple[ImageQuestion, ...],
+    prompt_ids: Sequence[list[int]],
+    draws: KeyedDraws,
+    sampling: AnswerSampling,
+    rows: tuple[int, int],
+    end: int,
+    pad: int,
+    text: Callable[[list[int]], str],
+) -> AnswerRollout:
+    """Draws (or, at temperature 0, takes the best) tokens of the vocabulary range `rows` until `end`."""
+    device = draws.keys_B.device
+    prefix, count = cache.get_seq_length(), len(prompt_ids)
+    longest = max(map(len, prompt_ids))
+    ids_QL = torch.tensor([[pad] * (longest - len(ids)) + ids for ids in prompt_ids], device=device)
+    pads_Q1 = torch.tensor([[longest - len(ids)] for ids in prompt_ids], device=device)
+    offset_QL = torch.arange(longest, device=device)[None] - pads_Q1
+    real_QL = torch.cat([offset_QL.new_ones(count, prefix, dtype=torch.bool), offset_QL >= 0], dim=1)
+    causal = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
+    causal = torch.cat([causal.new_ones(longest, prefix), causal], dim=1)
+    mask = (real_QL[:, None, :] & causal)[:, None]
+    positions_QL = prefix + offset_QL.clamp_min(0)
+
+    tokens_QT = torch.full((count, sampling.max_new_tokens), pad, device=device)
+    logprobs_QT = torch.zeros(tokens_QT.shape, device=device)
+    mask_QT = torch.zeros(tokens_QT.shape, dtype=torch.bool, device=device)
+    active = torch.arange(count, device=device)
+    for step in range(sampling.max_new_tokens):
+        last = torch.arange(1, len(active) + 1, device=device) * ids_QL.shape[1] - 1
+        logits_QV = net(ids_QL, mask, positions_BL=positions_QL, cache=cache, select_S=last, rows=rows)
+        logp_QV = torch.log_softmax(logits_QV.float() / (sampling.temperature or 1.0), dim=-1)
+        if sampling.temperature:
+            chosen_Q = KeyedDraws(draws.keys_B[active]).tokens(step, logp_QV.exp()[:, None])[:, 0]
+        else:
+            chosen_Q = logp_QV.argmax(-1)
+        tokens_QT[active, step] = chosen_Q + rows[0]
+        logprobs_QT[active, step] = logp_QV.gather(1, chosen_Q[:, None])[:, 0]
+        mask_QT[active, step] = True
+        going = (chosen_Q + rows[0] != end).nonzero()[:, 0]
+        if len(going) == 0:
+            break
+        if len(going) < len(active):
+            active, cache = active[going], cache.select(going)
+            real_QL, positions_QL, chosen_Q = real_QL[going], positions_QL[going], chosen_Q[going]
+        ids_QL = (chosen_Q + rows[0])[:, None]
+        real_QL = torch.cat([real_QL, real_QL.new_ones(len(active), 1)], dim=1)
+        mask, positions_QL = real_QL[:, None, None], positions_QL[:, -1:] + 1
+    width = int(mask_QT.sum(1).max())
+    return AnswerRollout(
+        questions=questions,
+        texts=tuple(text(row[m].tolist()) for row, m in zip(tokens_QT, mask_QT & (tokens_QT != end), strict=True)),
+        tokens_QT=tokens_QT[:, :width],
+        mask_QT=mask_QT[:, :width],
+        logprobs_QT=logprobs_QT[:, :width],
+    )
+
+
+def answer_tokens(answers: AnswerRollout | Sequence[str], tokenize: Callable[[str], list[int]]) -> list[list[int]]:
+    """Ids of each answer, end token included."""
+    if isinstance(answers, AnswerRollout):
+        return [row[m].tolist() for row, m in zip(answers.tokens_QT, answers.mask_QT, strict=True)]
+    return [tokenize(answer) for answer in answers]
+
+
+def scatter_scores(
+    logits_SV: torch.Tensor, ids: Sequence[list[int]], slot_S: torch.Tensor, width: int, temperature: float
+) -> AnswerScores:
+    """Logits at scored positions -> tables [Q, width]; `slot_S` are flat places in them."""
+    logp_SV = torch.log_softmax(logits_SV.float() / (temperature or 1.0), dim=-1)
+    chosen_S1 = torch.tensor([t for row in ids for t in row], device=logits_SV.device)[:, None]
+    entropy_S = -(logp_SV.exp() * logp_SV).sum(-1).detach()
+
+    def table(values_S: torch.Tensor) -> torch.Tensor:
+        flat = torch.zeros(len(ids) * width, dtype=values_S.dtype, device=values_S.device)
+        return flat.index_copy(0, slot_S, values_S).view(len(ids), width)
+
+    return AnswerScores(
+        logprobs_QT=table(logp_SV.gather(1, chosen_S1)[:, 0]),
+        entropy_QT=table(entropy_S),
+        mask_QT=table(torch.ones_like(entropy_S)).bool(),
+    )

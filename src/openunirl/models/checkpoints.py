@@ -1,0 +1,115 @@
+"""Reads weights from a folder, a file or a hub id; writes safetensors. No pickle is ever executed.
+
+In: a path or hub id, in the official layout (`.safetensors`, or `.bin`/`.pth` read with weights_only=True, sharded or
+not). Out: a flat state dict. Loading is strict: missing, extra and mis-shaped weights are named in one error.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+_PATTERNS = ("*.safetensors", "*.bin", "*.pth", "*.pt")
+
+
+def resolve(source: str | Path) -> Path:
+    """A local path as it is; anything else is taken for a hub id and downloaded (or found in the local cache)."""
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    if str(source).startswith((".", "/", "~")) or str(source).count("/") != 1:
+        raise ValueError(f"no such file or folder: {source} (a hub id has the form owner/name)")
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.txt", *_PATTERNS]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{source} is neither a local path nor a hub id that can be reached: {reason}") from None
+
+
+def weight_files(path: Path, stem: str | None = None) -> list[Path]:
+    """The weight files of a folder, safetensors preferred. `stem` narrows to files whose name starts with it."""
+    if path.is_file():
+        return [path]
+    for pattern in _PATTERNS:
+        found = sorted(p for p in path.glob(pattern) if stem is None or p.name.startswith(stem))
+        if found:
+            return found
+    wanted = f"{stem}*" if stem else "weights"
+    raise ValueError(f"{path} holds no {wanted} file ({', '.join(_PATTERNS)})")
+
+
+def read_state(path: Path, stem: str | None = None) -> dict[str, torch.Tensor]:
+    """All weights of a file or folder in float32 (integers as they are). Errors: ValueError for an unreadable file."""
+    state: dict[str, torch.Tensor] = {}
+    for file in weight_files(path, stem):
+        try:
+            part = load_file(file) if file.suffix == ".safetensors" else _read_pickle(file)
+        except Exception as error:  # damaged files raise many kinds
+            raise ValueError(f"{file} cannot be read as weights: {str(error).strip().splitlines()[0]}") from None
+        state |= part
+    return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+
+
+def _read_pickle(file: Path) -> dict[str, torch.Tensor]:
+    loaded: Any = torch.load(file, map_location="cpu", weights_only=True)
+    for wrapper in ("state_dict", "module", "model"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
+            loaded = loaded[wrapper]
+    if not isinstance(loaded, dict) or not all(isinstance(v, torch.Tensor) for v in loaded.values()):
+        raise ValueError("it is not a flat table of tensors")
+    return loaded
+
+
+def load_strictly(
+    module: nn.Module, state: Mapping[str, torch.Tensor], source: object, optional: tuple[str, ...] = ()
+) -> None:
+    """Loads `state`, or says which weights are missing, extra or mis-shaped. The keys `optional` may be missing."""
+    own = module.state_dict()
+    missing = [k for k in own if k not in state and k not in optional]
+    extra = [k for k in state if k not in own]
+    wrong = [
+        f"{k} is {list(state[k].shape)}, wanted {list(own[k].shape)}"
+        for k in own
+        if k in state and state[k].shape != own[k].shape
+    ]
+    if missing or extra or wrong:
+        told = [
+            f"{n}: {_some(names)}"
+            for n, names in (("missing", missing), ("extra", extra), ("wrong shape", wrong))
+            if names
+        ]
+        raise ValueError(f"the weights of {source} do not fit {type(module).__name__}; " + "; ".join(told))
+    module.load_state_dict(dict(state), strict=False)
+
+
+def _some(names: list[str], most: int = 3) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """config.json beside the weights, or {} where there is none."""
+    file = (path if path.is_dir() else path.parent) / "config.json"
+    if not file.exists():
+        return {}
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} holds {type(config).__name__}, wanted an object")
+    return config
+
+
+def write_state(file: Path, state: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None) -> None:
+    """Writes contiguous CPU copies, floats cast to `dtype` when given."""
+    cast = {k: v.to(dtype) if dtype is not None and v.is_floating_point() else v for k, v in state.items()}
+    save_file({k: v.detach().cpu().contiguous() for k, v in cast.items()}, file, metadata={"format": "pt"})

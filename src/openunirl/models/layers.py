@@ -1,0 +1,72 @@
+"""Layers that both families share: a head and an embedding that compute only the rows asked for, and a prefix cache.
+
+FSDP gathers a module's parameters in that module's own forward, so every slice of a weight is taken in there.
+
+Shapes: B rows, L positions, S selected positions, H hidden, V rows of the vocabulary in use.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class RowsLinear(nn.Linear):
+    """A Linear that can compute a range of its output rows only: forward(x, (start, stop))."""
+
+    def forward(self, input: torch.Tensor, rows: tuple[int, int] | None = None) -> torch.Tensor:
+        if rows is None:
+            return super().forward(input)
+        start, stop = rows
+        return F.linear(input, self.weight[start:stop], None if self.bias is None else self.bias[start:stop])
+
+
+class RowsEmbedding(nn.Embedding):
+    """An Embedding that can also mix its rows.
+
+
+    With `onehots` [B, N, V] the result is onehots @ weight[first_row : first_row + V], differentiable in `onehots`.
+    """
+
+    def forward(
+        self, input: torch.Tensor | None, onehots: torch.Tensor | None = None, first_row: int = 0
+    ) -> torch.Tensor:
+        if onehots is not None:
+            return onehots @ self.weight[first_row : first_row + onehots.shape[-1]].to(onehots.dtype)
+        assert input is not None
+        return super().forward(input)
+
+
+class PrefixCache:
+    """Keys and values per layer. Open, it appends what it sees; frozen, it only lends its prefix.
+
+    Frozen is what a masked-diffusion sampler needs: every step attends to the same text prefix and leaves no trace.
+    Implements the two methods of transformers' Cache that decoder layers call.
+    """
+
+    def __init__(self) -> None:
+        self.layers: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.frozen = False
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *_: object, **__: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """[B, heads, L, head_dim] of the new positions -> the same for all positions so far."""
+        if layer_idx < len(self.layers):
+            old_keys, old_values = self.layers[layer_idx]
+            keys, values = torch.cat([old_keys, keys], dim=2), torch.cat([old_values, values], dim=2)
+            if not self.frozen:
+                self.layers[layer_idx] = (keys, values)
+        else:
+            self.layers.append((keys, values))
+        return keys, values
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.layers[layer_idx][0].shape[2] if layer_idx < len(self.layers) else 0
+
+    def select(self, rows: torch.Tensor) -> PrefixCache:
+        """A cache whose row i is this one's row rows[i] (rows may repeat)."""
+        chosen = PrefixCache()
+        chosen.layers = [(k.index_select(0, rows), v.index_select(0, rows)) for k, v in self.layers]
+        return chosen

@@ -1,0 +1,149 @@
+"""The model boundary: everything above it is blind to the family.
+
+A family implements `UnifiedModel`; `MODELS` says where each one is. The adapter is not an nn.Module: `net` holds all
+that is trained, wrapped and sharded, and it is only ever called as `self.net(...)`.
+
+Shapes: B images, Q questions, N image tokens, T answer tokens, V codes.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from torch import nn
+
+from openunirl.models.checkpoints import read_config, resolve
+from openunirl.models.masked import Estimator
+from openunirl.types import (
+    AnswerRollout,
+    AnswerSampling,
+    AnswerScores,
+    ImageQuestion,
+    ImageRollout,
+    Images,
+    ImageSampling,
+    ImageScores,
+    ScorePass,
+)
+
+MODELS = {
+    "showo": "openunirl.models.showo:Showo",
+}
+
+Support = Literal["text", "full"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainBatch:
+    """What a family is trained on from nothing.
+
+    `prompts` with `drawn` (one image each; seeds_B keys its masks; an empty prompt trains the unconditional branch);
+    `asked` images with `questions` on them and their gold `answers`.
+    """
+
+    prompts: tuple[str, ...]
+    drawn: Images
+    seeds_B: torch.Tensor
+    asked: Images
+    questions: tuple[ImageQuestion, ...]
+    answers: tuple[str, ...]
+
+
+class UnifiedModel(Protocol):
+    """One set of weights that draws and answers."""
+
+    net: nn.Module
+    image_tokenizer: nn.Module  # frozen, save while `pretrain` trains it
+
+    def sample_images(self, prompts: Sequence[str], seeds_B: torch.Tensor, sampling: ImageSampling) -> ImageRollout:
+        """One image per prompt; equal prompts share their prefix. Errors: ValueError for a prompt that does not fit."""
+        ...
+
+    def scoring_passes(self, rollout: ImageRollout, estimator: Estimator, seeds_B: torch.Tensor) -> list[ScorePass]:
+        """Masks, steps and weights, drawn once; reused by the policy, the old policy and the reference."""
+        ...
+
+    def score_images(
+        self, rollout: ImageRollout, scoring_pass: ScorePass, *, logprob_guidance: bool = True
+    ) -> ImageScores:
+        """Log-probs and entropy of the scored tokens under the acting policy (guided, temperature-scaled)."""
+        ...
+
+    def sample_answers(
+        self, images: Images, questions: Sequence[ImageQuestion], seeds_Q: torch.Tensor, sampling: AnswerSampling
+    ) -> AnswerRollout:
+        """One answer per question; the questions on one image share its prefix."""
+        ...
+
+    def score_answers(
+        self,
+        images: Images,
+        questions: Sequence[ImageQuestion],
+        answers: AnswerRollout | Sequence[str],
+        *,
+        support: Support = "text",
+        temperature: float = 1.0,
+    ) -> AnswerScores:
+        """Log-probs of sampled answers, or of given texts (their end token included); over text ids or the vocabulary."""
+        ...
+
+    def reference(self) -> AbstractContextManager[None]:
+        """Inside it the same calls score the frozen base."""
+        ...
+
+    def decode(self, images: Images) -> torch.Tensor:
+        """[B, 3, H, W] float in 0..1."""
+        ...
+
+    def encode(self, pixels_BCHW: torch.Tensor) -> Images:
+        """Pictures in 0..1, for understanding."""
+        ...
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """ValueError naming the first prompt that does not fit the text length."""
+        ...
+
+    def tokenizer_loss(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        """Training loss of the image tokenizer on pictures in 0..1."""
+        ...
+
+    def pretrain_loss(self, batch: PretrainBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """(drawing loss, answering loss), means over tokens."""
+        ...
+
+    def save(self, path: Path, dtype: torch.dtype | None = None) -> None:
+        """Writes a folder that `load_model` reads."""
+        ...
+
+
+def load_model(
+    weights: str | Path,
+    *,
+    family: str | None = None,
+    image_tokenizer: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    max_text_len: int | None = None,
+    attn_implementation: str = "sdpa",
+) -> UnifiedModel:
+    """Loads any checkpoint. `family` is read from its config.json where it says so; the other sources default to
+    the same folder (ours are self-contained; official ones name them apart)."""
+    path = resolve(weights)
+    config = read_config(path)
+    family = family or config.get("family") or str(config.get("_class_name", "")).lower() or None
+    if family not in MODELS:
+        raise ValueError(f"{weights}: unknown model family {family!r}; known: {', '.join(MODELS)}")
+    module, _, name = MODELS[family].partition(":")
+    adapter = getattr(importlib.import_module(module), name)
+    return adapter.load(
+        path,
+        image_tokenizer=image_tokenizer,
+        tokenizer=tokenizer,
+        max_text_len=max_text_len,
+        attn_implementation=attn_implementation,
+    )

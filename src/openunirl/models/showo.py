@@ -1,0 +1,377 @@
+"""Show-o behind the UnifiedModel boundary: draws by masked diffusion over MAGVIT-v2 codes, answers autoregressively.
+
+In: prompts, questions, images as tokens. Out: rollouts and scores (types.py). Source: Show-o (arXiv 2408.12528) and
+UniRL's release for inference; METHOD 2 for log-probs of a masked sampler.
+
+Departures: 1. the text prefix is computed once per distinct prompt and the unconditional one once per batch (text never
+looks at the image, so this is exact); 2. only code rows of the head at image positions, and text rows at answer
+positions, are computed; 3. answers are limited to text ids (the official code can emit image ids) and batched with a
+key/value cache; 4. pads common to a batch are cut off (positions stay absolute, and pads are never attended).
+
+Shapes: B images, Q questions, N image tokens, T answer tokens, V codes, L positions, S selected positions, H hidden.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoTokenizer
+
+from openunirl.draws import KeyedDraws
+from openunirl.models import checkpoints, masked
+from openunirl.models.answering import answer_tokens, decode_answers, scatter_scores
+from openunirl.models.layers import PrefixCache
+from openunirl.models.magvit import Magvit, MagvitConfig, quantizer_losses
+from openunirl.models.masked import MASKED, Estimator
+from openunirl.models.packing import pack
+from openunirl.models.protocol import PretrainBatch, Support
+from openunirl.models.showo_net import ShowoNet, ShowoSizes
+from openunirl.models.showo_prompting import Prompting
+from openunirl.types import (
+    AnswerRollout,
+    AnswerSampling,
+    AnswerScores,
+    ImageQuestion,
+    ImageRollout,
+    Images,
+    ImageSampling,
+    ImageScores,
+    ScorePass,
+)
+
+
+class Showo:
+    """The adapter. `net` is trained; `image_tokenizer` is frozen; `reference()` swaps in the frozen base."""
+
+    def __init__(self, net: ShowoNet, image_tokenizer: Magvit, prompting: Prompting, num_image_tokens: int) -> None:
+        if net.sizes.vocab_size != prompting.vocab.size:
+            raise ValueError(
+                f"the checkpoint's vocabulary has {net.sizes.vocab_size} entries, the tokenizer and image tokenizer "
+                f"make {prompting.vocab.size}: one of them belongs to another model"
+            )
+        self.net: nn.Module = net
+        self.image_tokenizer = image_tokenizer.eval().requires_grad_(False)
+        self.prompting = prompting
+        self.num_image_tokens = num_image_tokens
+        self._reference: nn.Module | None = None
+
+    # ------------------------------------------------------------------------------------------- load, save
+
+    @classmethod
+    def load(
+        cls,
+        path: Path,
+        *,
+        image_tokenizer: str | Path | None = None,
+        tokenizer: str | Path | None = None,
+        max_text_len: int | None = None,
+        attn_implementation: str = "sdpa",
+    ) -> Showo:
+        """From our folder (config.json, model, image_tokenizer, tokenizer/) or the official layout plus its two parts."""
+        config = checkpoints.read_config(path)
+        own = path.is_dir() and (path / "image_tokenizer.safetensors").exists()
+        state = checkpoints.read_state(path, "model" if own else None)
+        sizes = ShowoSizes.from_state_dict(state)
+        net = ShowoNet(sizes, attn_implementation=attn_implementation)
+        checkpoints.load_strictly(net, state, path)
+        if not own and (image_tokenizer is None or tokenizer is None):
+            raise ValueError(
+                f"{path} holds the language model only: name its parts with --model.image-tokenizer "
+                "(such as showlab/magvitv2) and --model.tokenizer (such as microsoft/phi-1_5)"
+            )
+        magvit_path = checkpoints.resolve(image_tokenizer) if image_tokenizer else path
+        magvit_state = checkpoints.read_state(magvit_path, None if image_tokenizer else "image_tokenizer")
+        magvit_config = MagvitConfig.from_state_dict(magvit_state, norm_groups=config.get("norm_groups", 32))
+        magvit = Magvit(magvit_config)
+        checkpoints.load_strictly(
+            magvit, magvit_state, magvit_path, optional=("quantize.embedding", "quantize.power_vals")
+        )
+        words = AutoTokenizer.from_pretrained(checkpoints.resolve(tokenizer) if tokenizer else path / "tokenizer")
+        prompting = Prompting(
+            words,
+            num_codes=magvit_config.codebook_size,
+            max_text_len=max_text_len or config.get("max_text_len", 128),
+        )
+        if "num_vq_tokens" not in config:
+            raise ValueError(f"{path} has no config.json with num_vq_tokens (256 or 1024 for the released checkpoints)")
+        return cls(net, magvit, prompting, config["num_vq_tokens"])
+
+    def save(self, path: Path, dtype: torch.dtype | None = None) -> None:
+        """A self-contained folder; language model and image tokenizer keep their official key names."""
+        path.mkdir(parents=True, exist_ok=True)
+        checkpoints.write_state(path / "model.safetensors", self.net.state_dict(), dtype)
+        checkpoints.write_state(path / "image_tokenizer.safetensors", self.image_tokenizer.state_dict(), dtype)
+        self.prompting.tokenizer.save_pretrained(path / "tokenizer")
+        vocab = self.prompting.vocab
+        config = {
+            "family": "showo",
+            "vocab_size": vocab.size,
+            "llm_vocab_size": vocab.text_size,
+            "num_new_special_tokens": vocab.code_offset - vocab.text_size,
+            "codebook_size": vocab.num_codes,
+            "num_vq_tokens": self.num_image_tokens,
+            "max_text_len": self.prompting.max_text_len,
+            "norm_groups": self.image_tokenizer.config.norm_groups,
+        }
+        (path / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.net.parameters()).device
+
+    def to(self, device: torch.device) -> Showo:
+        self.net.to(device)
+        self.image_tokenizer.to(device)
+        return self
+
+    # -------------------------------------------------------------------------------------------- reference
+
+    def freeze_reference(self) -> None:
+        """Copies the present weights: they are the base that `reference()` scores with."""
+        self._reference = copy.deepcopy(self.net).requires_grad_(False)
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        if self._reference is None:
+            raise ValueError("reference() needs freeze_reference() to be called on the base first")
+        policy, self.net = self.net, self._reference
+        try:
+            yield
+        finally:
+            self.net = policy
+
+    # ---------------------------------------------------------------------------------------------- drawing
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        self.prompting.t2i_prefix(prompts)
+
+    @torch.no_grad()
+    def sample_images(
+        self,
+        prompts: Sequence[str],
+        seeds_B: torch.Tensor,
+        sampling: ImageSampling,
+        draws: masked.Draws | None = None,
+    ) -> ImageRollout:
+        guided = sampling.guidance_scale != 1
+        prefix_BL, rows_B = self._prefixes(prompts, guided)
+        cache = PrefixCache()
+        self.net(
+            prefix_BL, self.prompting.t2i_mask(prefix_BL), positions_BL=self._tail(prefix_BL), cache=cache, **_NOTHING
+        )
+        cache = cache.select(rows_B)
+        cache.frozen = True
+        prefix_BL = prefix_BL.index_select(0, rows_B)
+        # soi, image and eoi see the text (not its pads) and the whole image block
+        see_B1L = (prefix_BL != self.prompting.vocab.pad)[:, None, None]
+        block = self.num_image_tokens + 2
+        mask = torch.cat([see_B1L, see_B1L.new_ones(len(rows_B), 1, 1, block)], dim=-1).expand(-1, 1, block, -1)
+        positions = torch.arange(block, device=self.device)[None] + self.prompting.max_text_len + 1
+
+        def logits_fn(tokens_BN: torch.Tensor) -> torch.Tensor:
+            ids_BL = self.prompting.image_block(self._image_ids(tokens_BN)).repeat(2 if guided else 1, 1)
+            logits = self.net(ids_BL, mask, positions_BL=positions, cache=cache, rows=self._code_rows)
+            return _guide(logits[:, 1:-1], sampling.guidance_scale)
+
+        start_BN = torch.full((len(prompts), self.num_image_tokens), MASKED, device=self.device)
+        drawn = masked.sample(logits_fn, draws or KeyedDraws(seeds_B.to(self.device)), start_BN, sampling)
+        return ImageRollout(
+            prompts=tuple(prompts),
+            tokens_BN=drawn.tokens_BN,
+            reveal_step_BN=drawn.reveal_step_BN,
+            logprobs_BN=drawn.logprobs_BN,
+            sampling=sampling,
+        )
+
+    def scoring_passes(self, rollout: ImageRollout, estimator: Estimator, seeds_B: torch.Tensor) -> list[ScorePass]:
+        return masked.scoring_passes(rollout, estimator, seeds_B)
+
+    def score_images(
+        self, rollout: ImageRollout, scoring_pass: ScorePass, *, logprob_guidance: bool = True
+    ) -> ImageScores:
+        scale = rollout.sampling.guidance_scale if logprob_guidance else 1.0
+        shown_BN = rollout.tokens_BN.masked_fill(~scoring_pass.shown_BN, MASKED)
+        picked_S = scoring_pass.scored_BN.flatten().nonzero()[:, 0]
+        logits_SV = self._masked_logits(rollout.prompts, shown_BN, picked_S, scale)
+        logp_SV = torch.log_softmax(logits_SV.float() / rollout.sampling.temperature, dim=-1)
+        chosen_S = rollout.tokens_BN.flatten().index_select(0, picked_S)
+        logp_S = logp_SV.gather(1, chosen_S[:, None])[:, 0]
+        entropy_S = -(logp_SV.exp() * logp_SV).sum(-1)
+        shape = rollout.tokens_BN.shape
+        return ImageScores(
+            logprobs_BN=_scatter(logp_S, picked_S, shape), entropy_BN=_scatter(entropy_S.detach(), picked_S, shape)
+        )
+
+    def _masked_logits(
+        self, prompts: Sequence[str], shown_BN: torch.Tensor, picked_S: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """Acting logits [S, V] at flat image positions `picked_S` of partly masked images; differentiable."""
+        guided = scale != 1
+        prefix_BL, rows_B = self._prefixes(prompts, guided)
+        block_BL = self.prompting.image_block(self._image_ids(shown_BN)).repeat(2 if guided else 1, 1)
+        ids_BL = torch.cat([prefix_BL.index_select(0, rows_B), block_BL], dim=1)
+        num = self.num_image_tokens
+        row_S, at_S = picked_S // num, picked_S % num
+        select_S = row_S * ids_BL.shape[1] + prefix_BL.shape[1] + 1 + at_S
+        if guided:
+            select_S = torch.cat([select_S, select_S + len(prompts) * ids_BL.shape[1]])
+        logits = self.net(
+            ids_BL,
+            self.prompting.t2i_mask(ids_BL),
+            positions_BL=self._tail(ids_BL),
+            select_S=select_S,
+            rows=self._code_rows,
+        )
+        return _guide(logits, scale)
+
+    def _prefixes(self, prompts: Sequence[str], guided: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Distinct text prefixes (the unconditional one last), common pads cut; and the prefix of each batch row."""
+        distinct = list(dict.fromkeys(prompts))
+        place = {prompt: i for i, prompt in enumerate(distinct)}
+        rows = [place[prompt] for prompt in prompts]
+        prefix_BL = self.prompting.t2i_prefix(distinct + [""] * guided)
+        pads = int((prefix_BL == self.prompting.vocab.pad).sum(1).min())
+        rows += [len(distinct)] * (len(prompts) * guided)
+        return prefix_BL[:, pads:].to(self.device), torch.tensor(rows, device=self.device)
+
+    def _tail(self, ids_BL: torch.Tensor) -> torch.Tensor:
+        """Absolute positions of a row whose leading pads were cut: it ends where the full row would."""
+        has_image = bool((ids_BL[0] == self.prompting.vocab.special("soi")).any())
+        end = self.prompting.max_text_len + 1 + (self.num_image_tokens + 2 if has_image else 0)
+        return torch.arange(end - ids_BL.shape[1], end, device=ids_BL.device)[None]
+
+    def _image_ids(self, tokens_BN: torch.Tensor) -> torch.Tensor:
+        vocab = self.prompting.vocab
+        return torch.where(tokens_BN == MASKED, vocab.mask, tokens_BN + vocab.code_offset)
+
+    @property
+    def _code_rows(self) -> tuple[int, int]:
+        return self.prompting.vocab.code_offset, self.prompting.vocab.mask
+
+    # -------------------------------------------------------------------------------------------- answering
+
+    @torch.no_grad()
+    def sample_answers(
+        self, images: Images, questions: Sequence[ImageQuestion], seeds_Q: torch.Tensor, sampling: AnswerSampling
+    ) -> AnswerRollout:
+        prefix_BL, soft = self._image_prefix(images)
+        length = prefix_BL.shape[1]
+        mask = torch.ones(1, 1, length, length, dtype=torch.bool, device=self.device)
+        cache = PrefixCache()
+        self.net(prefix_BL, mask, cache=cache, **soft, **_NOTHING)
+        vocab = self.prompting.vocab
+        return decode_answers(
+            self.net,
+            cache.select(torch.tensor([q.image for q in questions], device=self.device)),
+            questions=tuple(questions),
+            prompt_ids=[self.prompting.question(q.question) for q in questions],
+            draws=KeyedDraws(seeds_Q.to(self.device)),
+            sampling=sampling,
+            rows=(0, vocab.text_size),
+            end=vocab.eos,
+            pad=vocab.pad,
+            text=lambda ids: self.prompting.tokenizer.decode(ids, skip_special_tokens=True).strip(),
+        )
+
+    def score_answers(
+        self,
+        images: Images,
+        questions: Sequence[ImageQuestion],
+        answers: AnswerRollout | Sequence[str],
+        *,
+        support: Support = "text",
+        temperature: float = 1.0,
+    ) -> AnswerScores:
+        ids = answer_tokens(answers, self.prompting.answer)
+        width = max(map(len, ids))
+        prefix_BL, soft = self._image_prefix(images)
+        packed = pack(
+            [q.image for q in questions],
+            [self.prompting.question(q.question) for q in questions],
+            ids,
+            num_images=len(prefix_BL),
+            prefix_len=prefix_BL.shape[1],
+            width=width,
+            pad=self.prompting.vocab.pad,
+        )
+        device = self.device
+        logits_SV = self.net(
+            torch.cat([prefix_BL, packed.text_BL.to(device)], dim=1),
+            packed.mask.to(device),
+            positions_BL=packed.positions_BL.to(device),
+            select_S=packed.select_S.to(device),
+            rows=(0, self.prompting.vocab.text_size) if support == "text" else None,
+            **soft,
+        )
+        return scatter_scores(logits_SV, ids, packed.slot_S.to(device), width, temperature)
+
+    def _image_prefix(self, images: Images) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Ids [B, N + 3] of the understanding prefix, and what the net needs to mix relaxed one-hots in."""
+        if images.onehots_BNV is not None:
+            start = {"onehots_start": 2, "onehots_row": self.prompting.vocab.code_offset}
+            tokens_BN = images.onehots_BNV.argmax(-1)
+            return self.prompting.mmu_prefix(self._image_ids(tokens_BN)), {"onehots_BNV": images.onehots_BNV, **start}
+        if images.pixels_BCHW is not None:
+            images = self.encode(images.pixels_BCHW)
+        assert images.tokens_BN is not None
+        return self.prompting.mmu_prefix(self._image_ids(images.tokens_BN.to(self.device))), {}
+
+    # ----------------------------------------------------------------------------------------------- pixels
+
+    @torch.no_grad()
+    def decode(self, images: Images) -> torch.Tensor:
+        if images.pixels_BCHW is not None:
+            return images.pixels_BCHW
+        tokens_BN = images.tokens_BN if images.tokens_BN is not None else images.onehots_BNV.argmax(-1)  # type: ignore[union-attr]
+        pixels = self.image_tokenizer.decode(tokens_BN.to(self.device))
+        return ((pixels.float() + 1) / 2).clamp(0, 1)
+
+    @torch.no_grad()
+    def encode(self, pixels_BCHW: torch.Tensor) -> Images:
+        return Images(tokens_BN=self.image_tokenizer.encode(pixels_BCHW.to(self.device) * 2 - 1))
+
+    # ------------------------------------------------------------------------------------------ pre-training
+
+    def tokenizer_loss(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        pixels = pixels_BCHW.to(self.device) * 2 - 1
+        latents = self.image_tokenizer.encode_latents(pixels)
+        error = self.image_tokenizer.decoder(self.image_tokenizer.quantize(latents)).float() - pixels
+        commit, entropy = quantizer_losses(latents)
+        # A stronger commitment drives all bits to the side of the background before they carry anything.
+        return error.abs().mean() + error.square().mean() + 0.1 * commit + entropy
+
+    def pretrain_loss(self, batch: PretrainBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        tokens_BN = batch.drawn.tokens_BN
+        assert tokens_BN is not None
+        hidden_BN = masked.random_mask(batch.seeds_B, self.num_image_tokens).to(tokens_BN.device)
+        picked_S = hidden_BN.flatten().nonzero()[:, 0]
+        shown_BN = tokens_BN.masked_fill(hidden_BN, MASKED)
+        logits_SV = self._masked_logits(batch.prompts, shown_BN, picked_S, 1.0)
+        draw_loss = F.cross_entropy(logits_SV.float(), tokens_BN.flatten().index_select(0, picked_S))
+        scores = self.score_answers(batch.asked, batch.questions, batch.answers, support="full")
+        return draw_loss, -scores.logprobs_QT.sum() / scores.mask_QT.sum()
+
+
+_NOTHING: dict[str, Any] = {"select_S": torch.zeros(0, dtype=torch.int64), "rows": (0, 1)}
+"""Arguments of a forward that only fills the cache: no position is selected, so the head costs nothing."""
+
+
+def _guide(logits: torch.Tensor, scale: float) -> torch.Tensor:
+    """uncond + w*(cond - uncond); with w = 1 there is no unconditional half."""
+    if scale == 1:
+        return logits
+    cond, uncond = logits.float().chunk(2)
+    return uncond + scale * (cond - uncond)
+
+
+def _scatter(values_S: torch.Tensor, at_S: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    flat = torch.zeros(shape.numel(), dtype=values_S.dtype, device=values_S.device)
+    return flat.index_copy(0, at_S, values_S).view(shape)

@@ -1,0 +1,141 @@
+"""The network of Show-o: transformers' Phi with q/k layer norm, a sliced head and a mixable embedding.
+
+In: token ids (or relaxed one-hots at the image positions), a boolean attention mask, positions. Out: logits of the
+asked rows of the vocabulary at the asked positions. Parameter names are the official ones (`showo.` + Phi's).
+
+Departures: 1. masks are boolean here and become additive in the model's dtype (the official -9.2e18 overflows fp16).
+
+Shapes: B rows, L positions, N image tokens, S selected positions (flattened over B*L), V rows of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PhiConfig, PhiForCausalLM
+
+from openunirl.models.layers import PrefixCache, RowsEmbedding, RowsLinear
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowoSizes:
+    """Every size of the language model. Example (the real one): ShowoSizes(vocab_size=58498, hidden_size=2048, ...)"""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    max_positions: int = 2048
+    partial_rotary_factor: float = 0.5
+    rope_theta: float = 10000.0
+    layer_norm_eps: float = 1e-5
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, torch.Tensor]) -> ShowoSizes:
+        """Infers sizes from official key names. Errors: ValueError where a key that tells a size is missing."""
+        try:
+            vocab_size, hidden_size = state["showo.model.embed_tokens.weight"].shape
+            intermediate_size = state["showo.model.layers.0.mlp.fc1.weight"].shape[0]
+            head_dim = state["showo.model.layers.0.self_attn.q_layernorm.weight"].shape[0]
+        except KeyError as error:
+            raise ValueError(f"this is not a Show-o checkpoint: the weight {error} is missing") from None
+        layers = {int(k.split(".")[3]) for k in state if k.startswith("showo.model.layers.")}
+        return cls(
+            vocab_size=vocab_size,
+            hidden_size=hidden_size,
+            intermediate_size=intermediate_size,
+            num_layers=max(layers) + 1,
+            num_heads=hidden_size // head_dim,
+        )
+
+    def phi_config(self, attn_implementation: str) -> PhiConfig:
+        config = PhiConfig(
+            vocab_size=self.vocab_size,
+            hidden_size=self.hidden_size,
+            intermediate_size=self.intermediate_size,
+            num_hidden_layers=self.num_layers,
+            num_attention_heads=self.num_heads,
+            max_position_embeddings=self.max_positions,
+            qk_layernorm=True,  # the official class forces it on, whatever Phi-1.5's config says
+            layer_norm_eps=self.layer_norm_eps,
+            rope_parameters={
+                "rope_type": "default",
+                "rope_theta": self.rope_theta,
+                "partial_rotary_factor": self.partial_rotary_factor,
+            },
+            tie_word_embeddings=False,
+            attention_dropout=0.0,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            pad_token_id=None,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+        config._attn_implementation = attn_implementation
+        return config
+
+
+class ShowoNet(nn.Module):
+    """All of Show-o that is trained. Called as net(ids, mask, ...); state-dict keys equal the official checkpoint's."""
+
+    def __init__(self, sizes: ShowoSizes, *, attn_implementation: str = "sdpa") -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.attn_implementation = attn_implementation
+        phi = PhiForCausalLM(sizes.phi_config(attn_implementation))
+        phi.model.embed_tokens = RowsEmbedding(sizes.vocab_size, sizes.hidden_size)
+        phi.lm_head = RowsLinear(sizes.hidden_size, sizes.vocab_size)
+        nn.init.normal_(phi.model.embed_tokens.weight, std=0.02)
+        nn.init.normal_(phi.lm_head.weight, std=0.02)
+        nn.init.zeros_(phi.lm_head.bias)
+        self.showo = phi
+
+    def forward(
+        self,
+        ids_BL: torch.Tensor,
+        mask: torch.Tensor,
+        *,
+        positions_BL: torch.Tensor | None = None,
+        cache: PrefixCache | None = None,
+        select_S: torch.Tensor | None = None,
+        rows: tuple[int, int] | None = None,
+        onehots_BNV: torch.Tensor | None = None,
+        onehots_start: int = 0,
+        onehots_row: int = 0,
+    ) -> torch.Tensor:
+        """Logits at the positions `select_S` (flat indices into B*L; None = all) for the vocabulary range `rows`.
+
+        mask: bool [B or 1, 1, L, L (+ cached)], True = may attend. With `onehots_BNV` the embeddings of the N positions
+        from `onehots_start` are onehots @ embedding[onehots_row:...], and the ids there are not read.
+        Returns [S, V] or [B, L, V].
+        """
+        embed: Any = self.showo.model.embed_tokens
+        if onehots_BNV is None:
+            hidden_BLH = embed(ids_BL)
+        else:
+            end = onehots_start + onehots_BNV.shape[1]
+            soft_BNH = embed(None, onehots_BNV, onehots_row)
+            hidden_BLH = torch.cat([embed(ids_BL[:, :onehots_start]), soft_BNH, embed(ids_BL[:, end:])], dim=1)
+        hidden_BLH = self.showo.model(
+            inputs_embeds=hidden_BLH,
+            attention_mask=self._attention_mask(mask, hidden_BLH),
+            position_ids=positions_BL,
+            past_key_values=cache,  # type: ignore[arg-type]
+            use_cache=False,
+        ).last_hidden_state
+        if select_S is not None:
+            hidden_BLH = hidden_BLH.flatten(0, 1).index_select(0, select_S)
+        head: Any = self.showo.lm_head
+        return head(hidden_BLH, rows)
+
+    def _attention_mask(self, mask: torch.Tensor, hidden_BLH: torch.Tensor) -> torch.Tensor:
+        mask = mask.expand(hidden_BLH.shape[0], -1, -1, -1)
+        if self.attn_implementation == "sdpa":
+            return mask
+        additive = torch.zeros(mask.shape, dtype=hidden_BLH.dtype, device=mask.device)
+        return additive.masked_fill_(~mask, torch.finfo(hidden_BLH.dtype).min)
