@@ -93,6 +93,10 @@ class UnifiedModel(Protocol):
         """Log-probs of sampled answers, or of given texts (their end token included); over text ids or the vocabulary."""
         ...
 
+    def freeze_reference(self) -> None:
+        """Makes the present weights the frozen base that `reference()` scores with."""
+        ...
+
     def reference(self) -> AbstractContextManager[None]:
         """Inside it the same calls score the frozen base."""
         ...
@@ -115,6 +119,14 @@ class UnifiedModel(Protocol):
 
     def pretrain_loss(self, batch: PretrainBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """(drawing loss, answering loss), means over tokens."""
+        ...
+
+    def to(self, device: torch.device) -> UnifiedModel:
+        """Moves the network and the image tokenizer."""
+        ...
+
+    def load_weights(self, path: Path) -> None:
+        """Replaces the trained weights by those of a folder that `save` wrote."""
         ...
 
     def save(self, path: Path, dtype: torch.dtype | None = None) -> None:

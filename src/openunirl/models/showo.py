@@ -123,6 +123,10 @@ class Showo:
         }
         (path / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
+    def load_weights(self, path: Path) -> None:
+        """Replaces the trained weights by those of a folder that `save` wrote."""
+        checkpoints.load_strictly(self.net, checkpoints.read_state(path, "model"), path)
+
     @property
     def device(self) -> torch.device:
         return next(self.net.parameters()).device

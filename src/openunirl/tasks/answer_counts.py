@@ -27,6 +27,7 @@ from openunirl.tasks.answer_text import (
     vocabulary_with,
 )
 from openunirl.tasks.answer_words import (
+    ADJECTIVES,
     ARITHMETIC_NOUNS,
     BOUNDS,
     COPULAS,
@@ -212,6 +213,8 @@ def _counted(tokens: Sequence[Token], i: int, expected: str) -> tuple[str | None
             unknown = j
             if not (j + 1 < len(tokens) and tokens[j + 1].kind == OBJECT):
                 break
+        elif tokens[i].value == "1" and token.value not in ADJECTIVES | _NO_NOUNS:
+            unknown = j
     return (None, unknown) if unknown > 0 else ("", -1)
 
 

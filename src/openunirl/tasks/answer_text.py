@@ -51,6 +51,7 @@ Vocabulary = Mapping[tuple[str, ...], tuple[str, str]]
 _NEGATIONS = frozenset({"not", "no", "without", "never", "nor", "neither", "lacks", "lacking", "unlike"})
 _NEGATION_ENDS = frozenset({"but", "it", "there", "they", "these", "however"})
 _COLOR_TAGS = frozenset({"colors", "color_attr"})
+_AFTER_NOUNS = word_set("respectively left right next close adjacent higher lower visible only not covers occupies")
 _COLOR_NOUNS = word_set("color colour colored coloured hue shade tone tint")
 
 
@@ -232,7 +233,7 @@ def _is_fruit(tokens: Sequence[Token], i: int, tag: str) -> bool:
             if beyond.kind == COLOR and beyond.text != "orange" and not (i and tokens[i - 1].kind == COLOR):
                 # "an orange and white cat", but "the orange and purple broccoli" lists two things
                 return tag not in _COLOR_TAGS and follows is not None and follows.kind == STOP
-        elif after.kind == WORD and after.value not in FUNCTION_WORDS | {"respectively"} and not _verb_like(after):
+        elif after.kind == WORD and after.value not in FUNCTION_WORDS | _AFTER_NOUNS and not _verb_like(after):
             return False
     before = tokens[i - 1] if i else None
     if before is None or before.kind == STOP:

@@ -1,0 +1,50 @@
+"""rewards -> advantages, relative to the group of images of one prompt.
+
+Source: GRPO (DeepSeekMath, arXiv 2402.03300) with TRL's `scale_rewards`; credit assignment of METHOD 4: an image is
+compared by the mean over its answers with the other images of its prompt; an answer with the answers to the same
+question on all images of the prompt, or, with several answers per image, with those on its own image.
+
+Shapes: P prompts, G images per prompt, J questions per image, K answers per question.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+EPS = 1e-4  # TRL's
+
+Scale = Literal["group", "batch", "none"]
+
+
+def group_advantages(rewards_RG: torch.Tensor, scale: Scale) -> torch.Tensor:
+    """Centred within each row, then divided by the row's standard deviation, the batch's, or nothing. [R, G] -> [R, G].
+
+    A row whose rewards are all equal gets exactly 0.
+    Example: group_advantages(tensor([[1., 0.], [1., 1.]]), "none") == tensor([[.5, -.5], [0., 0.]])
+    """
+    centred_RG = rewards_RG - rewards_RG.mean(1, keepdim=True)
+    equal_R1 = (rewards_RG == rewards_RG[:, :1]).all(1, keepdim=True)
+    centred_RG = centred_RG.masked_fill(equal_R1, 0.0)  # the mean of equal floats need not equal them
+    if scale == "none" or rewards_RG.shape[1] == 1:
+        return centred_RG
+    if scale == "batch":
+        return centred_RG / (rewards_RG.std() + EPS)
+    return centred_RG / (rewards_RG.std(1, keepdim=True) + EPS)
+
+
+def image_advantages(image_BJ: torch.Tensor, num_generations: int, scale: Scale) -> torch.Tensor:
+    """[B, J] rewards -> [B] advantages of the images."""
+    return group_advantages(image_BJ.mean(1).view(-1, num_generations), scale).flatten()
+
+
+def answer_advantages(
+    answer_Q: torch.Tensor, num_generations: int, num_questions: int, num_answers: int, scale: Scale
+) -> torch.Tensor:
+    """[Q] rewards -> [Q] advantages; each question has its own baseline."""
+    table = answer_Q.view(-1, num_generations, num_questions, num_answers)
+    if num_answers > 1:  # within the image: which answer was better on the same picture
+        return group_advantages(table.flatten(0, 2), scale).flatten()
+    by_question = table.squeeze(-1).transpose(1, 2)  # [P, J, G]
+    return group_advantages(by_question.flatten(0, 1), scale).view(by_question.shape).transpose(1, 2).flatten()

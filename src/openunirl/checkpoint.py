@@ -1,0 +1,69 @@
+"""Save and resume, atomically: a checkpoint folder is either whole or not there.
+
+In: the model, the optimizer, the step. Out: checkpoints/step-000100/ with the model in its own layout, optimizer.pt (read
+with weights_only=True) and state.json. All randomness is keyed by the step, so nothing else is needed to continue.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from openunirl.models.protocol import UnifiedModel
+
+_PREFIX = "step-"
+
+
+def folder(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"{_PREFIX}{step:06d}"
+
+
+def save(run: Path, model: UnifiedModel, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int) -> Path:
+    """Writes the checkpoint of `state["step"]` beside its place, then renames; keeps the newest `keep`.
+
+    Errors: OSError (such as a full disk) with the folder named; what was saved before is untouched.
+    """
+    final = folder(run, state["step"])
+    partial = final.with_name(final.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        model.save(partial)
+        torch.save(optimizer.state_dict(), partial / "optimizer.pt")
+        (partial / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
+    except (OSError, RuntimeError) as error:  # torch and safetensors report a full disk as RuntimeError
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OSError(
+            f"cannot save {final}: {error}; free some space (or choose another --output-dir) and continue with --resume"
+        ) from None
+    for old in saved(run)[:-keep] if keep else []:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def saved(run: Path) -> list[Path]:
+    """Whole checkpoints, oldest first."""
+    found = (run / "checkpoints").glob(f"{_PREFIX}[0-9]*")
+    return sorted(p for p in found if p.suffix != ".partial" and (p / "state.json").exists())
+
+
+def latest(run: Path) -> Path:
+    """Errors: ValueError where the run has none."""
+    whole = saved(run)
+    if not whole:
+        raise ValueError(f"{run} has no checkpoint to resume from: start it again without --resume in a new directory")
+    return whole[-1]
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    return json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+
+
+def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.load_state_dict(torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True))

@@ -1,0 +1,285 @@
+"""Configuration: frozen dataclasses, torch-free. The docstring under each field is its --help text.
+
+In: presets.py and the command line (tyro). Out: one RunConfig per run, written to the run directory as config.json.
+Names follow TRL's GRPOConfig where TRL has the thing, GenEval and METHOD elsewhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from openunirl.types import ImageSampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which checkpoint, and where its parts are."""
+
+    weights: str
+    """Folder, file or hub id (owner/name) of the checkpoint."""
+    family: str | None = None
+    """Model family; read from the checkpoint's config.json where it says so."""
+    image_tokenizer: str | None = None
+    """Folder or hub id of the image tokenizer, where the checkpoint does not hold it (Show-o: showlab/magvitv2)."""
+    tokenizer: str | None = None
+    """Folder or hub id of the text tokenizer, where the checkpoint does not hold it (Show-o: microsoft/phi-1_5)."""
+    max_text_len: int | None = None
+    """Text length in tokens; None takes the checkpoint's own."""
+    attn_implementation: Literal["sdpa", "eager"] = "sdpa"
+    """Attention kernel. On a CPU at tiny sizes "eager" has the faster backward."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    """How a training batch is made."""
+
+    num_prompts: int = 8
+    """Prompts per step and process."""
+    num_generations: int = 8
+    """G: images per prompt; they form the group that a reward is compared within."""
+    num_questions: int = 1
+    """Questions asked on each image, from the prompt's list (its own question first)."""
+    num_answers: int = 1
+    """K: answers sampled per question (the paper: 1)."""
+    sampling: ImageSampling = field(default_factory=ImageSampling)
+    """How training images are drawn."""
+    answer_temperature: float = 1.0
+    """Temperature of sampled answers."""
+    max_new_tokens: int = 8
+    """Longest answer in tokens."""
+    batch_size: int = 64
+    """Images drawn at once; changes memory and speed, not the result."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardConfig:
+    """What a rollout is worth."""
+
+    source: Literal["self", "frozen"] = "self"
+    """Who answers for the image reward: the current model (the paper) or the frozen base (a fixed judge)."""
+    kind: Literal["answer", "probability"] = "answer"
+    """"answer": 1 if the sampled answer is judged correct, else 0 (the paper); "probability": the judge's own
+    length-normalised probability of the gold answer, for the image half only."""
+    shuffle: bool = False
+    """Control: exchange the rewards among all images of the batch. Nothing should be learned."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """GRPO, with TRL's names and meanings."""
+
+    image_coef: float = 1.0
+    """Weight of the image tokens' objective; 0 trains the answers only."""
+    answer_coef: float = 1.0
+    """Weight of the answer tokens' objective; 0 trains the images only."""
+    beta: float = 0.02
+    """Weight of the KL (k3 estimator) to the frozen base."""
+    epsilon: float = 0.2
+    """Lower clip of the ratio."""
+    epsilon_high: float | None = None
+    """Upper clip of the ratio; None = epsilon."""
+    num_iterations: int = 1
+    """Updates per rollout."""
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    """What the centred rewards are divided by: the group's standard deviation, the batch's, or nothing."""
+    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "grpo"
+    """Normalisation: "grpo" mean per sample, then over samples; "bnpo"/"dapo" over all tokens of the global batch;
+    "dr_grpo" over samples times the longest possible length."""
+    estimator: Literal["trajectory", "remask", "full_mask"] = "trajectory"
+    """Log-prob estimator of a masked model; autoregressive models score exactly and ignore it."""
+    num_scored_steps: int = 2
+    """Steps of the trajectory that are scored, drawn at random; 0 = all."""
+    num_draws: int = 1
+    """Random masks per rollout for the "remask" estimator."""
+    logprob_guidance: bool = True
+    """Score with guided logits (two forwards, exact), or with the conditional branch only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW, warm-up, decay, clipping, accumulation."""
+
+    lr: float = 1e-5
+    """Peak learning rate."""
+    weight_decay: float = 0.0
+    """Weight decay of matrices."""
+    adam_beta1: float = 0.9
+    """AdamW's first decay rate."""
+    adam_beta2: float = 0.99
+    """AdamW's second decay rate."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up."""
+    decay: float = 1.0
+    """Share of the run, at its end, over which the learning rate falls linearly to 0; 0 = never."""
+    max_grad_norm: float = 1.0
+    """Gradient norm that is clipped to."""
+    gradient_accumulation_steps: int = 1
+    """Parts that a step's batch is split into for the backward pass; the result does not depend on it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long, and what is written when."""
+
+    max_steps: int = 100
+    """Updates of the model."""
+    save_steps: int = 50
+    """A checkpoint every so many steps; the last step is always saved."""
+    save_total_limit: int = 3
+    """Checkpoints kept; older ones are removed."""
+    eval_steps: int = 0
+    """A small evaluation on validation prompts every so many steps; 0 = never."""
+    stall_steps: int = 5
+    """Steps with a gradient of exactly 0, although rewards vary, after which the run stops."""
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+    """Trackers beside metrics.jsonl."""
+    mixed_precision: Literal["no", "bf16"] = "no"
+    """Autocast of the network's matrix products; log-probs stay in float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Evaluation before and after training."""
+
+    split: Literal["validation", "heldout"] = "heldout"
+    """Which prompts."""
+    num_prompts: int = 240
+    """Prompts, balanced over the six task types."""
+    num_images: int = 1
+    """Images per prompt (GenEval: 4)."""
+    num_references: int = 480
+    """Reference images for understanding."""
+    sampling: ImageSampling = field(default_factory=ImageSampling)
+    """How evaluation images are drawn: the base model's best setting on validation prompts."""
+    max_new_tokens: int = 8
+    """Longest answer in tokens; answers are greedy."""
+    batch_size: int = 64
+    """Images at once."""
+    during_prompts: int = 48
+    """Prompts of the cheap evaluation during training (validation split)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One training run, whole."""
+
+    model: ModelConfig
+    world: Literal["shapes"] = "shapes"
+    """Where prompts, reference images and the evaluation's detector come from."""
+    output_dir: str = "runs/latest"
+    """Run directory; it must not exist unless --resume is given."""
+    seed: int = 0
+    """Every draw is keyed by it."""
+    method: Literal["grpo"] = "grpo"
+    """Objective."""
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Training of a tiny base model from nothing."""
+
+    name: str = "tiny-showo"
+    """Which tiny model."""
+    output_dir: str = "runs/tiny-showo"
+    """Where the finished model is written; must not exist, or be empty."""
+    seed: int = 0
+    """Every draw is keyed by it."""
+    image_tokenizer: str | None = None
+    """Take the image tokenizer of this finished model instead of training one."""
+    tokenizer_steps: int = 5000
+    """Steps of the image tokenizer."""
+    tokenizer_batch: int = 24
+    """Pictures per tokenizer step."""
+    tokenizer_lr: float = 1.5e-3
+    """Peak learning rate of the image tokenizer."""
+    steps: int = 4000
+    """Steps of the unified model."""
+    pool: int = 24000
+    """Scenes to draw, and as many to ask about, that are rendered and encoded once."""
+    draw_batch: int = 24
+    """Scenes drawn per step."""
+    ask_batch: int = 24
+    """Pictures asked about per step, three or four questions each."""
+    negatives: float = 0.25
+    """Share of questions that name what the picture does not show."""
+    damaged: float = 0.3
+    """Share of asked pictures with a malformed thing."""
+    condition_dropout: float = 0.1
+    """Share of drawings without a prompt, for guidance."""
+    draw_coef: float = 1.0
+    """Weight of the drawing loss."""
+    answer_coef: float = 1.0
+    """Weight of the answering loss."""
+    optimizer: Literal["adamw", "muon"] = "muon"
+    """Optimizer of the unified model."""
+    lr: float = 2e-3
+    """Peak learning rate of the unified model."""
+    weight_decay: float = 0.01
+    """Weight decay of matrices."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up."""
+    decay: float = 0.3
+    """Share of the run, at its end, over which the learning rate falls to 0."""
+    probe_steps: int = 500
+    """Steps between two small evaluations, which go to pretrain.jsonl."""
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A JSON-ready copy."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(kind: type, values: Mapping[str, Any], where: str = "config") -> Any:
+    """The dataclass `kind` from a JSON object. Errors: ValueError naming an unknown or missing field."""
+    known = {f.name: f for f in dataclasses.fields(kind)}
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ValueError(f"{where}: unknown field {unknown[0]!r}; known: {', '.join(known)}")
+    hints, built = typing.get_type_hints(kind), {}
+    for name, value in values.items():
+        hint = hints[name]
+        if isinstance(value, Mapping) and dataclasses.is_dataclass(hint):
+            value = from_dict(typing.cast(type, hint), value, f"{where}.{name}")
+        elif isinstance(value, list):
+            value = tuple(value)
+        if not _fits(value, hint):
+            raise ValueError(f"{where}.{name} is {value!r}, wanted {_told(hint)}")
+        built[name] = value
+    required = [
+        n
+        for n, f in known.items()
+        if n not in built and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    if required:
+        raise ValueError(f"{where}: the field {required[0]!r} is missing")
+    return kind(**built)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return value in args
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, arg) for arg in args)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(item, args[0]) for item in value)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _told(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")

@@ -1,0 +1,76 @@
+"""The only file that knows accelerate: devices, processes, wrapping, exact reductions.
+
+In: a model adapter and optimizers. Out: the same, prepared; shares of a batch; sums and means over all processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from openunirl.models.protocol import UnifiedModel
+
+
+class Processes:
+    """This process among its peers."""
+
+    def __init__(self, mixed_precision: str = "no", trackers: list[Any] | None = None, project: Path | None = None):
+        self.accelerator = Accelerator(
+            mixed_precision=mixed_precision, log_with=trackers or None, project_dir=str(project) if project else None
+        )
+
+    @property
+    def count(self) -> int:
+        return self.accelerator.num_processes
+
+    @property
+    def rank(self) -> int:
+        return self.accelerator.process_index
+
+    @property
+    def is_main(self) -> bool:
+        return self.accelerator.is_main_process
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    def prepare(self, model: UnifiedModel, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """Moves, wraps and shards `model.net`; returns the wrapped optimizer."""
+        model.to(self.device)
+        model.net, wrapped = self.accelerator.prepare(model.net, optimizer)
+        return wrapped
+
+    def unwrapped(self, net: nn.Module) -> nn.Module:
+        return self.accelerator.unwrap_model(net)
+
+    def accumulating(self, net: nn.Module, last: bool) -> AbstractContextManager[Any]:
+        """Gradients are exchanged at the last of several backward passes only."""
+        return nullcontext() if last else self.accelerator.no_sync(net)
+
+    def share(self, total: float) -> float:
+        """A local total summed over processes and divided by their number: the denominator of a local part of a mean
+        whose gradients are averaged over processes."""
+        return self.sum({"total": total})["total"] / self.count
+
+    def sum(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Each value summed over all processes."""
+        if self.count == 1:
+            return dict(values)
+        local = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
+        reduced: Any = self.accelerator.reduce(local, reduction="sum")
+        return dict(zip(values, reduced.tolist(), strict=True))
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Rows of all processes, in rank order."""
+        gathered: Any = self.accelerator.gather(tensor.to(self.device))
+        return gathered.cpu()
+
+    def wait(self) -> None:
+        self.accelerator.wait_for_everyone()

@@ -1,0 +1,174 @@
+"""Evaluates a model on both of its tasks: does it draw what it is told, does it see what is there, do the two agree?
+
+In: a model, a world, prompts. Out: rows (one per generated image, one per reference image) and a summary (METHOD 5-7):
+GenEval by the world's detector, understanding on reference images, both imbalance rates, self-reward and collusion gap.
+Every accuracy carries n, the number of distinct prompts and a 95 % interval.
+
+Departures: 1. reference images come from the world (in GenEval's protocol: images that the detector calls right);
+2. where several images are drawn per prompt, P(image wrong | answer right) counts every one of them.
+
+Shapes: B images, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from openunirl.config import EvalConfig
+from openunirl.draws import key
+from openunirl.evaluation.geneval import score, summarize
+from openunirl.evaluation.imbalance import accuracy, accuracy_by_task, imbalance
+from openunirl.models.protocol import UnifiedModel
+from openunirl.tasks.worlds import World
+from openunirl.types import AnswerSampling, ImageQuestion, Images, ImageSampling, Prompt
+
+Report = Callable[[str, int, int], None]
+"""Called as report(stage, done, total) for progress."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """generated: one row per drawn image (tag, prompt, question, expected, answer, answer_correct, correct, reason,
+    index, seed); references: one per reference image; pictures uint8 [B, H, W, 3] in the order of `generated`."""
+
+    summary: dict[str, Any]
+    generated: list[dict[str, Any]]
+    references: list[dict[str, Any]]
+    pictures: np.ndarray
+
+
+def evaluate(
+    model: UnifiedModel,
+    world: World,
+    prompts: Sequence[Prompt],
+    config: EvalConfig,
+    *,
+    seed: int,
+    reference_prompts: Sequence[Prompt] | None = None,
+    report: Report = lambda *_: None,
+) -> Evaluation:
+    """`reference_prompts` default to `prompts`; they may be more. Deterministic in `seed`, whatever the batch size."""
+    generated, pictures = _draw_and_judge(model, world, prompts, config, seed, report)
+    references = _read_references(model, world, reference_prompts or prompts, config, seed, report)
+    return Evaluation(
+        summary=summarize_rows(generated, references, world.label, seed=seed, sampling=asdict(config.sampling)),
+        generated=generated,
+        references=references,
+        pictures=pictures,
+    )
+
+
+def summarize_rows(
+    generated: Sequence[dict[str, Any]], references: Sequence[dict[str, Any]], label: str, **about: Any
+) -> dict[str, Any]:
+    """The summary that every evaluation writes; `about` is added as it is."""
+    geneval = asdict(summarize(generated))
+    understanding = accuracy_by_task(references, "answer_correct")
+    self_reward = accuracy(sum(row["answer_correct"] for row in generated), len(generated))
+    for part in (geneval, understanding):
+        rows = generated if part is geneval else references
+        for tag, task in part["tasks"].items():
+            task["distinct_prompts"] = len({row["prompt"] for row in rows if row["tag"] == tag})
+    return {
+        "geneval": geneval,
+        "understanding": understanding,
+        "imbalance": imbalance(generated, references),
+        "self_reward": self_reward["accuracy"],
+        "self_reward_interval": self_reward,
+        "collusion_gap": self_reward["accuracy"] - geneval["images"]["accuracy"],
+        "label": label,
+        **about,
+    }
+
+
+# --------------------------------------------------------------------------------------------- the two halves
+
+
+def draw(
+    model: UnifiedModel, prompts: Sequence[str], seeds_B: torch.Tensor, sampling: ImageSampling, batch_size: int
+) -> list[Images]:
+    """Batches of at most `batch_size` images."""
+    parts = range(0, len(prompts), batch_size)
+    return [
+        model.sample_images(prompts[i : i + batch_size], seeds_B[i : i + batch_size], sampling).images for i in parts
+    ]
+
+
+def to_uint8(pixels_BCHW: torch.Tensor) -> np.ndarray:
+    """Floats in 0..1 [B, 3, H, W] -> uint8 [B, H, W, 3], truncated as the official tools do."""
+    return (pixels_BCHW * 255).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def to_pixels(pictures_BHWC: np.ndarray) -> torch.Tensor:
+    """uint8 [B, H, W, 3] -> float [B, 3, H, W] in 0..1."""
+    return torch.from_numpy(pictures_BHWC).permute(0, 3, 1, 2).float() / 255
+
+
+def _draw_and_judge(
+    model: UnifiedModel, world: World, prompts: Sequence[Prompt], config: EvalConfig, seed: int, report: Report
+) -> tuple[list[dict[str, Any]], np.ndarray]:
+    judge, size = world.judge(), config.batch_size
+    jobs = [(i, k) for i in range(len(prompts)) for k in range(config.num_images)]
+    rows: list[dict[str, Any]] = []
+    pictures: list[np.ndarray] = []
+    for start in range(0, len(jobs), size):
+        part = jobs[start : start + size]
+        wanted = [prompts[i] for i, _ in part]
+        seeds_B = key(seed, torch.tensor([i for i, _ in part]), torch.tensor([k for _, k in part]))
+        images = model.sample_images([p.prompt for p in wanted], seeds_B, config.sampling).images
+        batch = to_uint8(model.decode(images))
+        answers = ask(model, images, wanted, config.max_new_tokens)
+        found = judge.detect(list(batch))
+        for (index, sample), prompt, picture, detections, answer in zip(
+            part, wanted, batch, found, answers, strict=True
+        ):
+            verdict = score(
+                prompt.metadata(), detections, lambda name, objects, image=picture: judge.colors(image, objects, name)
+            )
+            row = _row(world, prompt, answer) | {"correct": verdict.correct, "reason": verdict.reason}
+            rows.append(row | {"index": index, "sample": sample})
+        pictures.append(batch)
+        report("drawing", start + len(part), len(jobs))
+    return rows, np.concatenate(pictures)
+
+
+def _read_references(
+    model: UnifiedModel, world: World, prompts: Sequence[Prompt], config: EvalConfig, seed: int, report: Report
+) -> list[dict[str, Any]]:
+    pictures = world.references(prompts, seed)
+    rows: list[dict[str, Any]] = []
+    for start in range(0, len(prompts), config.batch_size):
+        part = prompts[start : start + config.batch_size]
+        images = model.encode(to_pixels(pictures[start : start + config.batch_size]))
+        answers = ask(model, images, part, config.max_new_tokens)
+        rows += [
+            _row(world, prompt, answer) | {"index": start + i}
+            for i, (prompt, answer) in enumerate(zip(part, answers, strict=True))
+        ]
+        report("reading", start + len(part), len(prompts))
+    return rows
+
+
+def ask(model: UnifiedModel, images: Images, prompts: Sequence[Prompt], max_new_tokens: int) -> list[str]:
+    """Each prompt's own question on its image, answered greedily."""
+    questions = [ImageQuestion(image=i, question=prompt.questions[0].question) for i, prompt in enumerate(prompts)]
+    seeds_Q = torch.zeros(len(questions), dtype=torch.int64)
+    return list(model.sample_answers(images, questions, seeds_Q, AnswerSampling(max_new_tokens=max_new_tokens)).texts)
+
+
+def _row(world: World, prompt: Prompt, answer: str) -> dict[str, Any]:
+    asked = prompt.questions[0]
+    match = world.match(prompt.tag, asked.answer, answer)
+    return {
+        "tag": prompt.tag,
+        "prompt": prompt.prompt,
+        "question": asked.question,
+        "expected": asked.answer,
+        "answer": answer,
+        "answer_correct": match.same,
+    }

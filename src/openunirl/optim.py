@@ -1,0 +1,44 @@
+"""Optimizers and learning-rate schedules.
+
+In: a module, a step. Out: torch optimizers, a factor for the learning rate. Muon (torch's own) treats the matrices of
+the layers; embeddings, heads, norms and biases always take AdamW, as its authors advise.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def lr_factor(step: int, total: int, *, warmup: int = 0, decay: float = 1.0) -> float:
+    """Linear warm-up over `warmup` steps, then flat, then linear to 0 over the last share `decay` of `total`.
+
+    Example: lr_factor(0, 10, warmup=0, decay=1.0) == 1.0 and lr_factor(9, 10, decay=1.0) == 0.1
+    """
+    rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
+    falling = decay * total
+    return rise * (min(1.0, (total - step) / falling) if falling else 1.0)
+
+
+def build_optimizer(
+    net: nn.Module, *, lr: float, weight_decay: float, name: str = "adamw", betas: tuple[float, float] = (0.9, 0.95)
+) -> list[torch.optim.Optimizer]:
+    """ "adamw", or "muon" for layer matrices with AdamW for the rest. Weight decay never touches norms and biases."""
+    trained = [(n, p) for n, p in net.named_parameters() if p.requires_grad]
+    matrices = [p for n, p in trained if p.ndim == 2 and ".layers." in n]
+    tables = [p for n, p in trained if p.ndim >= 2 and not (p.ndim == 2 and ".layers." in n)]
+    vectors = [p for _, p in trained if p.ndim < 2]
+    if name == "muon":
+        muon = torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        groups = [{"params": tables, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        return [muon, torch.optim.AdamW(groups, lr=lr, betas=betas)]
+    if name != "adamw":
+        raise ValueError(f"unknown optimizer {name!r}: use adamw or muon")
+    groups = [{"params": matrices + tables, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [torch.optim.AdamW(groups, lr=lr, betas=betas)]
+
+
+def fast_dtype() -> torch.dtype:
+    """bfloat16 where this CPU multiplies it natively (then about 2.5 times float32), else float32."""
+    native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    return torch.bfloat16 if native else torch.float32

@@ -1,0 +1,171 @@
+"""Trains the bundled tiny models from nothing on the synthetic world: image tokenizer first, then the unified model.
+
+In: a PretrainConfig. Out: a folder that `load_model` reads. Two stages:
+  pictures -> image tokenizer (frozen afterwards) -> (prompt, tokens) to draw and (tokens, questions, answers) to answer.
+The base is left unfinished on purpose: many questions and few drawings, so that it judges well and draws badly, which is
+the imbalance that the paper starts from. Its understanding also sees damaged pictures and questions whose honest answer
+is "none", so that the judge does not merely repeat what it is asked about.
+
+Shapes: B pictures, N image tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from openunirl.config import EvalConfig, PretrainConfig
+from openunirl.draws import key
+from openunirl.evaluation.run import evaluate, to_pixels
+from openunirl.models.protocol import PretrainBatch, UnifiedModel, load_model
+from openunirl.models.tiny import build
+from openunirl.optim import build_optimizer, fast_dtype, lr_factor
+from openunirl.tasks import shapes
+from openunirl.tasks.shapes_oracle import CELL
+from openunirl.tasks.worlds import WORLDS
+from openunirl.types import ImageQuestion, Images, ImageSampling, Prompt
+
+
+def pretrain(config: PretrainConfig) -> Path:
+    """Trains and saves; returns the folder. Errors: ValueError if the folder exists and is not empty."""
+    output = Path(config.output_dir)
+    if output.exists() and any(output.iterdir()):
+        raise ValueError(f"{output} exists and is not empty: choose another --output-dir")
+    output.mkdir(parents=True, exist_ok=True)
+    model = build(config.name, shapes.vocabulary(), config.seed)
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    ) as progress:
+        if config.image_tokenizer is None:
+            train_tokenizer(model, config, progress)
+            model.save(output / "image-tokenizer-only")
+        else:
+            trained = load_model(config.image_tokenizer).image_tokenizer
+            model.image_tokenizer.load_state_dict(trained.state_dict())
+        train_model(model, config, progress, output)
+    model.save(output, torch.float16)
+    (output / "pretrain.json").write_text(json.dumps(asdict(config), indent=1) + "\n", encoding="utf-8")
+    return output
+
+
+def probe(model: UnifiedModel, seed: int) -> dict[str, float]:
+    """A small evaluation on validation prompts: how the base draws (guided, 8 steps) and understands, by task."""
+    config = EvalConfig(sampling=ImageSampling(num_timesteps=8, guidance_scale=2.0))
+    world = WORLDS["shapes"]()
+    prompts = world.evaluation_prompts("validation", 384, seed)
+    summary = evaluate(model, world, prompts[:96], config, seed=seed, reference_prompts=prompts).summary
+    tasks = {f"answer_{tag}": task["accuracy"] for tag, task in summary["understanding"]["tasks"].items()}
+    tasks |= {f"draw_{tag}": task["accuracy"] for tag, task in summary["geneval"]["tasks"].items()}
+    told = {"drawing": summary["geneval"]["overall"], "understanding": summary["understanding"]["overall"]}
+    return told | {"collusion_gap": summary["collusion_gap"]} | tasks
+
+
+# ------------------------------------------------------------------------------------------ image tokenizer
+
+
+def train_tokenizer(model: UnifiedModel, config: PretrainConfig, progress: Progress) -> None:
+    """Reconstruction of scenes, damaged ones included; first of crops around things (most of a picture is empty, and
+    a tokenizer that sees mainly background collapses to one code), then of whole pictures."""
+    rng = np.random.default_rng([config.seed, 1])
+    net = model.image_tokenizer.requires_grad_(True).train()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=config.tokenizer_lr, betas=(0.9, 0.99), weight_decay=1e-4)
+    bar = progress.add_task("image tokenizer", total=config.tokenizer_steps)
+    for step in range(config.tokenizer_steps):
+        for group in optimizer.param_groups:
+            group["lr"] = config.tokenizer_lr * lr_factor(step, config.tokenizer_steps, warmup=50, decay=0.4)
+        scenes = [shapes.random_example(rng, negatives=0.0, damaged=0.3)[0] for _ in range(config.tokenizer_batch)]
+        pictures = shapes.render_batch(scenes, rng)
+        if step < 0.8 * config.tokenizer_steps:
+            pictures = np.stack([_crop(picture, scene, rng) for picture, scene in zip(pictures, scenes, strict=True)])
+        with _autocast():
+            loss = model.tokenizer_loss(to_pixels(pictures))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        progress.update(bar, advance=1, description=f"image tokenizer  loss {loss.item():.4f}")
+    net.requires_grad_(False).eval()
+
+
+def _crop(picture_HWC: np.ndarray, scene: shapes.Scene, rng: np.random.Generator, cells: int = 4) -> np.ndarray:
+    """A window of `cells` x `cells` image tokens that holds one whole thing, aligned with the token grid."""
+    thing = scene.things[rng.integers(len(scene.things))]
+    limit = picture_HWC.shape[0] // CELL - cells
+    left, top = (int(np.clip(at - rng.integers(2), 0, limit)) * CELL for at in (thing.column, thing.row))
+    return picture_HWC[top : top + cells * CELL, left : left + cells * CELL]
+
+
+def _autocast() -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16, enabled=fast_dtype() == torch.bfloat16)
+
+
+# -------------------------------------------------------------------------------------------- unified model
+
+
+def train_model(model: UnifiedModel, config: PretrainConfig, progress: Progress, output: Path) -> None:
+    batches = pretrain_batches(model, config)
+    optimizers = build_optimizer(model.net, lr=config.lr, weight_decay=config.weight_decay, name=config.optimizer)
+    bar = progress.add_task("unified model", total=config.steps)
+    start = time.monotonic()
+    for step in range(config.steps):
+        factor = lr_factor(step, config.steps, warmup=config.warmup_steps, decay=config.decay)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = config.lr * factor
+        with _autocast():
+            draw_loss, answer_loss = model.pretrain_loss(next(batches))
+        (config.draw_coef * draw_loss + config.answer_coef * answer_loss).backward()
+        torch.nn.utils.clip_grad_norm_(model.net.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        told = f"unified model  draw {draw_loss.item():.3f}  answer {answer_loss.item():.3f}"
+        progress.update(bar, advance=1, description=told)
+        if (step + 1) % config.probe_steps == 0 or step + 1 == config.steps:
+            row = {"step": step + 1, "minutes": (time.monotonic() - start) / 60, "draw_loss": draw_loss.item()}
+            row |= {"answer_loss": answer_loss.item()} | probe(model, seed=config.seed)
+            with (output / "pretrain.jsonl").open("a", encoding="utf-8") as log:
+                log.write(json.dumps(row) + "\n")
+            progress.console.print(row)
+
+
+def pretrain_batches(model: UnifiedModel, config: PretrainConfig) -> Iterator[PretrainBatch]:
+    """Endless batches from a pool of scenes that is encoded once and gone through in random order."""
+    rng = np.random.default_rng([config.seed, 2])
+    drawn = [shapes.training_example(rng) for _ in range(config.pool)]
+    asked = [shapes.random_example(rng, negatives=config.negatives, damaged=config.damaged) for _ in range(config.pool)]
+    drawn_tokens = _encode(model, [scene for _, scene in drawn], rng)
+    asked_tokens = _encode(model, [scene for scene, _ in asked], rng)
+    prompts: list[Prompt] = [prompt for prompt, _ in drawn]
+    step = 0
+    while True:
+        pick_draw = rng.integers(config.pool, size=config.draw_batch)
+        pick_ask = rng.integers(config.pool, size=config.ask_batch)
+        texts = ["" if rng.random() < config.condition_dropout else prompts[i].prompt for i in pick_draw]
+        asking = [(row, question) for row, i in enumerate(pick_ask) for question in asked[i][1]]
+        yield PretrainBatch(
+            prompts=tuple(texts),
+            drawn=Images(tokens_BN=drawn_tokens[pick_draw]),
+            seeds_B=key(config.seed, step, torch.arange(config.draw_batch)),
+            asked=Images(tokens_BN=asked_tokens[pick_ask]),
+            questions=tuple(ImageQuestion(image=row, question=question.question) for row, question in asking),
+            answers=tuple(question.answer for _, question in asking),
+        )
+        step += 1
+
+
+def _encode(model: UnifiedModel, scenes: list[shapes.Scene], rng: np.random.Generator, batch: int = 64) -> torch.Tensor:
+    parts = []
+    for start in range(0, len(scenes), batch):
+        pixels = to_pixels(shapes.render_batch(scenes[start : start + batch], rng))
+        tokens = model.encode(pixels).tokens_BN
+        assert tokens is not None
+        parts.append(tokens)
+    return torch.cat(parts)

@@ -1,0 +1,317 @@
+"""A training run: its directory, its model and optimizer, and what happens around a step.
+
+In: a RunConfig. Out: the run directory, self-describing: config.json, metrics.jsonl, checkpoints/, evaluation/, report.html.
+train.py decides what a step is; this file logs, saves, evaluates and stops.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import subprocess
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from openunirl import checkpoint
+from openunirl.config import RunConfig, to_dict
+from openunirl.distributed import Processes
+from openunirl.evaluation.files import write_evaluation, write_summary
+from openunirl.evaluation.run import Evaluation, evaluate
+from openunirl.losses import Stats
+from openunirl.metrics import JsonlTracker
+from openunirl.models.protocol import UnifiedModel, load_model
+from openunirl.optim import build_optimizer, lr_factor
+from openunirl.presets import bundled
+from openunirl.report import summary_table, write_report
+from openunirl.rewards import Rewards
+from openunirl.rollout import Rollout
+from openunirl.tasks.worlds import WORLDS, World
+from openunirl.types import Prompt
+
+
+@dataclass
+class Run:
+    """Everything a step needs."""
+
+    config: RunConfig
+    folder: Path
+    model: UnifiedModel
+    optimizer: torch.optim.Optimizer
+    world: World
+    processes: Processes
+    first_step: int
+    console: Console = field(default_factory=lambda: Console(stderr=True))
+    progress: Progress | None = None
+    _bar: Any = None
+    _prompts: list[Prompt] = field(default_factory=list)
+
+    # ------------------------------------------------------------------------------------------ start, finish
+
+    @classmethod
+    def open(cls, config: RunConfig, *, resume: bool, command: str) -> Run:
+        folder = Path(config.output_dir)
+        if folder.exists() and any(folder.iterdir()) and not resume:
+            raise ValueError(
+                f"the run directory {folder} exists: continue it with --resume, or choose another --output-dir"
+            )
+        if resume and not (folder / "config.json").exists():
+            raise ValueError(f"{folder} is no run directory (it has no config.json): start it without --resume")
+        world = WORLDS[config.world]()
+        model = load_model_of(config)
+        model.freeze_reference()
+        point = checkpoint.saved(folder)[-1] if resume and checkpoint.saved(folder) else None
+        done = checkpoint.read_state(point)["step"] if point else 0
+        if point:
+            model.load_weights(point)
+        folder.mkdir(parents=True, exist_ok=True)
+        trackers: list[Any] = [JsonlTracker(folder / "metrics.jsonl", done), *config.train.report_to]
+        processes = Processes(config.train.mixed_precision, trackers, folder)
+        optim = config.optim
+        optimizer = build_optimizer(
+            model.net, lr=optim.lr, weight_decay=optim.weight_decay, betas=(optim.adam_beta1, optim.adam_beta2)
+        )[0]
+        optimizer = processes.prepare(model, optimizer)
+        if point:
+            checkpoint.load_optimizer(point, optimizer)
+        run = cls(
+            config=config,
+            folder=folder,
+            model=model,
+            optimizer=optimizer,
+            world=world,
+            processes=processes,
+            first_step=done + 1,
+        )
+        run._write_config(command)
+        processes.accelerator.init_trackers("tensorboard")
+        run._prompts = world.training_prompts(config.train.max_steps * run._prompts_per_step, config.seed)
+        model.check_prompts([p.prompt for p in run._prompts])
+        return run
+
+    def finish(self) -> Path:
+        """Writes the report and says how the run went."""
+        self.processes.accelerator.end_training()
+        if self.processes.is_main:
+            page = write_report(self.folder)
+            before, after = (self._summary(name) for name in ("before", "after"))
+            if before and after:
+                self.console.print(summary_table(before, after))
+                grew = after["collusion_gap"] - before["collusion_gap"]
+                told = "grew: the halves agree more often than they are right" if grew > 0.02 else "did not grow"
+                self.console.print(
+                    f"collusion gap {before['collusion_gap']:+.3f} -> {after['collusion_gap']:+.3f}: it {told}"
+                )
+            self.console.print(f"report: {page}")
+        return self.folder
+
+    def _write_config(self, command: str) -> None:
+        if not self.processes.is_main:
+            return
+        packages = ("openunirl", "torch", "transformers", "accelerate", "numpy")
+        about = {
+            "command": command,
+            "commit": _commit(),
+            "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        }
+        text = json.dumps(to_dict(self.config) | about, indent=1)
+        (self.folder / "config.json").write_text(text + "\n", encoding="utf-8")
+
+    # ------------------------------------------------------------------------------------------------- steps
+
+    @property
+    def _prompts_per_step(self) -> int:
+        return self.config.rollout.num_prompts * self.processes.count
+
+    def steps(self) -> Iterator[int]:
+        total = self.config.train.max_steps
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, TimeRemainingColumn(), console=self.console, disable=not self.processes.is_main) as bar:
+            self.progress, self._bar = bar, bar.add_task("training", total=total, completed=self.first_step - 1)
+            for step in range(self.first_step, total + 1):
+                yield step
+                bar.advance(self._bar)
+            self.progress = None
+
+    def prompts_of(self, step: int) -> list[Prompt]:
+        """This process's share of the step's prompts."""
+        first = (step - 1) * self._prompts_per_step + self.processes.rank * self.config.rollout.num_prompts
+        return self._prompts[first : first + self.config.rollout.num_prompts]
+
+    def update(self, losses: Iterable[torch.Tensor], step: int) -> tuple[float, float]:
+        """Back-propagates the parts, clips, and steps; (loss, gradient norm before clipping).
+
+        Errors: ValueError, before the weights change, where either is not finite.
+        """
+        optim, total = self.config.optim, 0.0
+        factor = lr_factor(step - 1, self.config.train.max_steps, warmup=optim.warmup_steps, decay=optim.decay)
+        for group in self.optimizer.param_groups:
+            group["lr"] = optim.lr * factor
+        parts = iter(losses)
+        part = next(parts, None)
+        while part is not None:
+            total += float(part.detach())
+            if part.requires_grad:
+                self.processes.accelerator.backward(part)
+            part = next(parts, None)
+        norm = self.processes.accelerator.clip_grad_norm_(self.model.net.parameters(), optim.max_grad_norm)
+        norm = float(norm) if norm is not None else 0.0
+        total = self.processes.sum({"loss": total})["loss"] / self.processes.count
+        if not (math.isfinite(total) and math.isfinite(norm)):
+            raise ValueError(
+                f"step {step}: the loss is {total} and the gradient norm {norm}; the run stopped before this update. "
+                f"Its last checkpoint is {self._last_checkpoint()}; try a lower --optim.lr or a higher --loss.beta"
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return total, norm
+
+    def metrics(
+        self, rollout: Rollout, rewards: Rewards, stats: Stats, *, loss: float, grad_norm: float
+    ) -> dict[str, float]:
+        """TRL's names; over all processes."""
+        reward_B = self.processes.gather(rewards.image_BJ.mean(1))
+        groups = reward_B.view(-1, rollout.num_generations)
+        flat = {f"{n}|{i}": value for n, pair in stats.sums.items() for i, value in enumerate(pair)}
+        sums = self.processes.sum(flat)
+        means = {n: sums[f"{n}|0"] / max(sums[f"{n}|1"], 1e-9) for n in stats.sums}
+        both = {
+            name: sum(sums.get(f"{half}/{name}|0", 0.0) for half in ("image", "answer"))
+            / max(sum(sums.get(f"{half}/{name}|1", 0.0) for half in ("image", "answer")), 1e-9)
+            for name in ("kl", "entropy")
+        }
+        correct = self.processes.gather(rewards.answer_Q)
+        length = self.processes.gather(rollout.answers.mask_QT.sum(1).float())
+        return {
+            "loss": loss,
+            "reward": float(reward_B.mean()),
+            "reward_std": float(groups.std(1).mean()) if groups.shape[1] > 1 else 0.0,
+            "frac_reward_zero_std": float((groups == groups[:, :1]).all(1).float().mean()),
+            "answer/accuracy": float(correct.mean()),
+            "completions/mean_length": float(length.mean()),
+            **both,
+            **means,
+            "grad_norm": grad_norm,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+        }
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        images = step * self._prompts_per_step * self.config.rollout.num_generations
+        self.processes.accelerator.log({"images": images, **metrics}, step=step)
+        if self.progress:
+            told = f"reward {metrics['reward']:.3f}  kl {metrics['kl']:.4f}"
+            self.progress.update(self._bar, description=f"training  {told}")
+
+    def save_if_due(self, step: int) -> None:
+        train = self.config.train
+        if (step % train.save_steps == 0 or step == train.max_steps) and self.processes.is_main:
+            wrapped, self.model.net = self.model.net, self.processes.unwrapped(self.model.net)
+            try:
+                checkpoint.save(self.folder, self.model, self.optimizer, {"step": step}, train.save_total_limit)
+            finally:
+                self.model.net = wrapped
+        self.processes.wait()
+
+    def _last_checkpoint(self) -> str:
+        whole = checkpoint.saved(self.folder)
+        return str(whole[-1]) if whole else "none yet (the base is untouched)"
+
+    # -------------------------------------------------------------------------------------------- evaluation
+
+    def evaluate_once(self, name: str) -> None:
+        """The full evaluation on held-out prompts; skipped where the run has it already."""
+        config = self.config.eval
+        if not config.num_prompts or self._summary(name):
+            return
+        prompts = self.world.evaluation_prompts(config.split, config.num_prompts, self.config.seed)
+        references = self.world.evaluation_prompts(
+            config.split, max(config.num_references, config.num_prompts), self.config.seed
+        )
+        result = self._evaluate(name, prompts, references)
+        if self.processes.is_main:
+            write_evaluation(self.folder / "evaluation", name, result, prompts)
+
+    def evaluate_if_due(self, step: int) -> None:
+        """A cheap look at validation prompts, logged under eval/."""
+        every = self.config.train.eval_steps
+        if not every or step % every:
+            return
+        prompts = self.world.evaluation_prompts("validation", self.config.eval.during_prompts, self.config.seed)
+        summary = self._evaluate(f"step {step}", prompts, prompts).summary
+        told = {
+            "eval/geneval": summary["geneval"]["overall"],
+            "eval/understanding": summary["understanding"]["overall"],
+            "eval/self_reward": summary["self_reward"],
+            "eval/collusion_gap": summary["collusion_gap"],
+        }
+        self.processes.accelerator.log(told, step=step)
+        if self.processes.is_main:
+            write_summary(self.folder / "evaluation", f"step-{step:06d}", summary)
+
+    def _evaluate(self, name: str, prompts: list[Prompt], references: list[Prompt]) -> Evaluation:
+        status = None if self.progress else self.console.status(f"evaluation: {name}")
+        if status:
+            status.start()
+        try:
+            return evaluate(
+                self.model,
+                self.world,
+                prompts,
+                self.config.eval,
+                seed=self.config.seed,
+                reference_prompts=references,
+                report=lambda stage, done, total: (
+                    status.update(f"evaluation: {name}: {stage} {done}/{total}") if status else None
+                ),
+            )
+        finally:
+            if status:
+                status.stop()
+
+    def _summary(self, name: str) -> dict[str, Any] | None:
+        path = self.folder / "evaluation" / f"{name}.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+@dataclass
+class StepGuard:
+    """Stops a run that learns nothing without saying so: a gradient of exactly 0 while rewards vary."""
+
+    patience: int
+    stalled: int = 0
+
+    def check(self, step: int, metrics: dict[str, float]) -> None:
+        dead = metrics["grad_norm"] == 0 and metrics["frac_reward_zero_std"] < 1
+        self.stalled = self.stalled + 1 if dead else 0
+        if self.patience and self.stalled >= self.patience:
+            raise ValueError(
+                f"step {step}: the gradient was exactly 0 for {self.stalled} steps although rewards vary; nothing is "
+                "being trained. Check --loss.image-coef and --loss.answer-coef, and that the weights require gradients"
+            )
+
+
+def load_model_of(config: RunConfig) -> UnifiedModel:
+    source = config.model
+    return load_model(
+        bundled(source.weights) or source.weights,
+        family=source.family,
+        image_tokenizer=source.image_tokenizer,
+        tokenizer=source.tokenizer,
+        max_text_len=source.max_text_len,
+        attn_implementation=source.attn_implementation,
+    )
+
+
+def _commit() -> str | None:
+    """The source tree's commit, where it is a git checkout."""
+    found = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return found.stdout.strip() or None if found.returncode == 0 else None
