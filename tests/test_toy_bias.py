@@ -1,4 +1,5 @@
-"""The gradient bias of the trajectory surrogate, enumerated on a toy: N = 3 tokens, V = 2 codes, T = 2 steps (METHOD 2).
+"""The gradient bias of the trajectory surrogate, enumerated on a toy: N = 3 tokens, V = 2 codes, T = 2 steps (METHOD
+2).
 
 The sampler reveals one token after the first step - the draw of highest probability, confidence temperature 0 - and the
 other two after the second. The exact gradient of the expected reward also runs through the draws that were thrown away,

@@ -1,6 +1,7 @@
 """Save and resume, atomically: a checkpoint folder is either whole or not there.
 
-In: the model, the optimizer, the step. Out: checkpoints/step-000100/ with the model in its own layout, optimizer.pt (read
+In: the model, the optimizer, the step. Out: checkpoints/step-000100/ with the model in its own layout, optimizer.pt
+(read
 with weights_only=True) and state.json. All randomness is keyed by the step, so nothing else is needed to continue.
 """
 

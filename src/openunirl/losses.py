@@ -4,7 +4,8 @@ In: an Experience (a rollout, its advantages, the frozen base's log-probs). Out:
 that only one forward's activations live at a time; their sum is the loss, however the batch is split.
 
 Source: GRPO (arXiv 2402.03300), names and normalisations as in TRL's GRPOTrainer; UniRL (arXiv 2505.23380) for the two
-halves. Departures: 1. the image half sums over scoring passes of an estimator, weighted (METHOD 2); 2. every denominator
+halves. Departures: 1. the image half sums over scoring passes of an estimator, weighted (METHOD 2); 2. every
+denominator
 is global over processes.
 
 Shapes: B images, N image tokens, Q answers, T answer tokens; S rows and L columns of either table.

@@ -1,6 +1,7 @@
 """Metrics out: metrics.jsonl always, and any of accelerate's trackers beside it.
 
-In: one flat dict per step, names as in TRL. Out: a line of metrics.jsonl, flushed, and the same to TensorBoard and others.
+In: one flat dict per step, names as in TRL. Out: a line of metrics.jsonl, flushed, and the same to TensorBoard and
+others.
 """
 
 from __future__ import annotations

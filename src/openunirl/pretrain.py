@@ -1,8 +1,10 @@
 """Trains the bundled tiny models from nothing on the synthetic world: image tokenizer first, then the unified model.
 
 In: a PretrainConfig. Out: a folder that `load_model` reads. Two stages:
-  pictures -> image tokenizer (frozen afterwards) -> (prompt, tokens) to draw and (tokens, questions, answers) to answer.
-The base is left unfinished on purpose: many questions and few drawings, so that it judges well and draws badly, which is
+  pictures -> image tokenizer (frozen afterwards) -> (prompt, tokens) to draw and (tokens, questions, answers) to
+  answer.
+The base is left unfinished on purpose: many questions and few drawings, so that it judges well and draws badly, which
+is
 the imbalance that the paper starts from. Its understanding also sees damaged pictures and questions whose honest answer
 is "none", so that the judge does not merely repeat what it is asked about.
 

@@ -1,6 +1,7 @@
 """prompts -> images -> answers.
 
-In: a model and this step's prompts. Out: a Rollout: P*G images, and on each of them the prompt's questions with K sampled
+In: a model and this step's prompts. Out: a Rollout: P*G images, and on each of them the prompt's questions with K
+sampled
 answers each. Every draw is keyed by (seed, step, prompt index, sample index), so batching and the number of processes
 change nothing.
 
@@ -26,7 +27,8 @@ _IMAGES, _ANSWERS, _SCORING = 1, 2, 3  # streams of a key
 class Rollout:
     """One step's own experience. Image b = p*G + g belongs to prompt p; answer q = (b*J + j)*K + k to image b.
 
-    Example: Rollout(prompts=(Prompt(...),) * 8, num_generations=8, images=ImageRollout(...), answers=AnswerRollout(...),
+    Example: Rollout(prompts=(Prompt(...),) * 8, num_generations=8, images=ImageRollout(...),
+    answers=AnswerRollout(...),
                      gold=("red", ...), scoring_seeds_B=...)
     """
 

@@ -1,6 +1,7 @@
 """A training run: its directory, its model and optimizer, and what happens around a step.
 
-In: a RunConfig. Out: the run directory, self-describing: config.json, metrics.jsonl, checkpoints/, evaluation/, report.html.
+In: a RunConfig. Out: the run directory, self-describing: config.json, metrics.jsonl, checkpoints/, evaluation/,
+report.html.
 train.py decides what a step is; this file logs, saves, evaluates and stops.
 """
 

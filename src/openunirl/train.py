@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 
-from openunirl import checkpoint
 from openunirl.advantages import answer_advantages, image_advantages
 from openunirl.config import RunConfig
 from openunirl.losses import Stats, Totals, gather_experience, grpo

@@ -56,7 +56,8 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True)
 class Match:
-    """Whether a model's answer means the gold answer. `settled=False`: only world knowledge could tell (counts as not same).
+    """Whether a model's answer means the gold answer. `settled=False`: only world knowledge could tell (counts as not
+    same).
 
     Example: Match(same=True, settled=True, why="color red")
     """
@@ -91,7 +92,8 @@ class Detector(Protocol):
     """Finds objects. The synthetic oracle and Mask2Former both stand behind this."""
 
     def detect(self, images: Sequence[np.ndarray]) -> list[dict[str, list[Detection]]]:
-        """uint8 RGB images [H, W, 3] -> for each image class name -> detections in detector order, before thresholds."""
+        """uint8 RGB images [H, W, 3] -> for each image class name -> detections in detector order, before
+        thresholds."""
         ...
 
 
@@ -197,7 +199,8 @@ class ImageScores:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageQuestion:
-    """A question on image number `image` of a batch. Example: ImageQuestion(image=3, question="what color is the circle?")"""
+    """A question on image number `image` of a batch. Example: ImageQuestion(image=3, question="what color is the
+    circle?")"""
 
     image: int
     question: str
@@ -205,7 +208,8 @@ class ImageQuestion:
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerRollout:
-    """Q sampled answers. tokens_QT int64 (end token included), mask_QT bool, logprobs_QT float32 under the acting policy.
+    """Q sampled answers. tokens_QT int64 (end token included), mask_QT bool, logprobs_QT float32 under the acting
+    policy.
 
     Example: texts=("red",), tokens_QT=[[17, 2]], mask_QT=[[True, True]]
     """

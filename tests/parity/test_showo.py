@@ -19,7 +19,6 @@ from openunirl.models.showo_net import ShowoNet, ShowoSizes
 from openunirl.models.showo_prompting import Prompting
 from openunirl.types import AnswerSampling, ImageQuestion, ImageSampling
 
-
 _SMALL = {"ch": 32, "ch_mult": (1, 1), "num_res_blocks": (1, 1)}
 
 
@@ -34,7 +33,7 @@ def data(golden):
 
 @pytest.fixture(scope="module", params=["sdpa", "eager"])
 def model(data, request):
-    folder, meta, tensors, _ = data
+    _folder, meta, tensors, _ = data
     state = {k: v.float() for k, v in tensors["state_dict"].items()}
     net = ShowoNet(ShowoSizes.from_state_dict(state), attn_implementation=request.param)
     net.load_state_dict(state)
@@ -94,7 +93,7 @@ def test_a_text_that_does_not_fit_is_refused(data):
 
 
 def test_masks(data):
-    _, _, tensors, texts = data
+    _, _, tensors, _texts = data
     want, prompting = tensors["prompting"], _prompting(data)
     assert torch.equal(prompting.t2i_mask(want["t2i.input_ids"]), want["mask4d.t2i_rm_pad_bool"])
     assert torch.equal(prompting.t2i_mask(want["t2i.input_ids"], hide_pads=False), want["mask4d.t2i_keep_pad_bool"])
@@ -124,7 +123,7 @@ def test_logits_and_losses(data, model):
 
 def test_adapter_logits_equal_the_full_forward(data, model):
     """Cut pads, sliced rows and selected positions change nothing: against the golden full logits."""
-    _, meta, tensors, texts = data
+    _, _meta, tensors, texts = data
     forward, prompting, vocab = tensors["forward"], model.prompting, model.prompting.vocab
     ids = forward["t2i.input_ids"]
     start = prompting.max_text_len + 2

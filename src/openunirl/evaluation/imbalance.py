@@ -1,6 +1,7 @@
 """How often a model succeeds at one task and fails at the other on the same content (METHOD 6).
 
-In: rows of generated images (correct, answer_correct) and of reference images (answer_correct). Out: the two rates, their
+In: rows of generated images (correct, answer_correct) and of reference images (answer_correct). Out: the two rates,
+their
 2x2 counts per task and overall, and their mean, the imbalance score; 0 is perfect balance.
 
 Source: UniRL (arXiv 2505.23380), the released cycle scripts. Departures: 1. the score is the mean of the two rates (the
@@ -54,11 +55,11 @@ def _rates(generated: Sequence[dict[str, Any]], references: Sequence[dict[str, A
     second = accuracy(
         cross["image_wrong_answer_right"], cross["image_wrong_answer_right"] + cross["image_right_answer_right"]
     )
-    both = first["accuracy"] is not None and second["accuracy"] is not None
+    rates = [part["accuracy"] for part in (first, second) if part["n"]]
     return {
         "answer_wrong_given_image_right": first["accuracy"],
         "image_wrong_given_answer_right": second["accuracy"],
-        "score": (first["accuracy"] + second["accuracy"]) / 2 if both else None,
+        "score": sum(rates) / 2 if len(rates) == 2 else None,
         "intervals": {"answer_wrong_given_image_right": first, "image_wrong_given_answer_right": second},
         "own_images": own,
         "reference_images": cross,

@@ -25,7 +25,7 @@ from openunirl.evaluation.geneval import score, summarize
 from openunirl.evaluation.imbalance import accuracy, accuracy_by_task, imbalance
 from openunirl.models.protocol import UnifiedModel
 from openunirl.tasks.worlds import World
-from openunirl.types import AnswerSampling, ImageQuestion, Images, ImageSampling, Prompt
+from openunirl.types import AnswerSampling, ImageQuestion, Images, Prompt
 
 Report = Callable[[str, int, int], None]
 """Called as report(stage, done, total) for progress."""
@@ -53,7 +53,7 @@ def evaluate(
     report: Report = lambda *_: None,
 ) -> Evaluation:
     """`reference_prompts` default to `prompts`; they may be more. Deterministic in `seed`, whatever the batch size."""
-    generated, pictures = _draw_and_judge(model, world, prompts, config, seed, report)
+    generated, pictures = draw_and_judge(model, world, prompts, config, seed, report)
     references = _read_references(model, world, reference_prompts or prompts, config, seed, report)
     return Evaluation(
         summary=summarize_rows(generated, references, world.label, seed=seed, sampling=asdict(config.sampling)),
@@ -89,16 +89,6 @@ def summarize_rows(
 # --------------------------------------------------------------------------------------------- the two halves
 
 
-def draw(
-    model: UnifiedModel, prompts: Sequence[str], seeds_B: torch.Tensor, sampling: ImageSampling, batch_size: int
-) -> list[Images]:
-    """Batches of at most `batch_size` images."""
-    parts = range(0, len(prompts), batch_size)
-    return [
-        model.sample_images(prompts[i : i + batch_size], seeds_B[i : i + batch_size], sampling).images for i in parts
-    ]
-
-
 def to_uint8(pixels_BCHW: torch.Tensor) -> np.ndarray:
     """Floats in 0..1 [B, 3, H, W] -> uint8 [B, H, W, 3], truncated as the official tools do."""
     return (pixels_BCHW * 255).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
@@ -109,9 +99,17 @@ def to_pixels(pictures_BHWC: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(pictures_BHWC).permute(0, 3, 1, 2).float() / 255
 
 
-def _draw_and_judge(
-    model: UnifiedModel, world: World, prompts: Sequence[Prompt], config: EvalConfig, seed: int, report: Report
+def draw_and_judge(
+    model: UnifiedModel,
+    world: World,
+    prompts: Sequence[Prompt],
+    config: EvalConfig,
+    seed: int,
+    report: Report = lambda *_: None,
+    *,
+    ask_too: bool = True,
 ) -> tuple[list[dict[str, Any]], np.ndarray]:
+    """Rows and pictures of `num_images` images per prompt; without `ask_too` no question is asked on them."""
     judge, size = world.judge(), config.batch_size
     jobs = [(i, k) for i in range(len(prompts)) for k in range(config.num_images)]
     rows: list[dict[str, Any]] = []
@@ -122,7 +120,7 @@ def _draw_and_judge(
         seeds_B = key(seed, torch.tensor([i for i, _ in part]), torch.tensor([k for _, k in part]))
         images = model.sample_images([p.prompt for p in wanted], seeds_B, config.sampling).images
         batch = to_uint8(model.decode(images))
-        answers = ask(model, images, wanted, config.max_new_tokens)
+        answers = ask(model, images, wanted, config.max_new_tokens) if ask_too else [""] * len(part)
         found = judge.detect(list(batch))
         for (index, sample), prompt, picture, detections, answer in zip(
             part, wanted, batch, found, answers, strict=True

@@ -1,6 +1,7 @@
 """Answers, token by token: batched decoding over a shared image prefix, and scores of given answers.
 
-In: a network called as net(ids, mask, positions_BL=, cache=, select_S=, rows=), a cache that holds each question's image
+In: a network called as net(ids, mask, positions_BL=, cache=, select_S=, rows=), a cache that holds each question's
+image
 prefix. Out: AnswerRollout / AnswerScores. Questions of different lengths are padded on the left; pads are masked and
 positions skip them, so padding changes nothing.
 

@@ -59,7 +59,11 @@ class UnifiedModel(Protocol):
     """One set of weights that draws and answers."""
 
     net: nn.Module
-    image_tokenizer: nn.Module  # frozen, save while `pretrain` trains it
+
+    @property
+    def image_tokenizer(self) -> nn.Module:
+        """Frozen, save while `pretrain` trains it."""
+        ...
 
     def sample_images(self, prompts: Sequence[str], seeds_B: torch.Tensor, sampling: ImageSampling) -> ImageRollout:
         """One image per prompt; equal prompts share their prefix. Errors: ValueError for a prompt that does not fit."""
@@ -90,7 +94,8 @@ class UnifiedModel(Protocol):
         support: Support = "text",
         temperature: float = 1.0,
     ) -> AnswerScores:
-        """Log-probs of sampled answers, or of given texts (their end token included); over text ids or the vocabulary."""
+        """Log-probs of sampled answers, or of given texts (their end token included); over text ids or the
+        vocabulary."""
         ...
 
     def freeze_reference(self) -> None:

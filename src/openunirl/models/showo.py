@@ -75,7 +75,8 @@ class Showo:
         max_text_len: int | None = None,
         attn_implementation: str = "sdpa",
     ) -> Showo:
-        """From our folder (config.json, model, image_tokenizer, tokenizer/) or the official layout plus its two parts."""
+        """From our folder (config.json, model, image_tokenizer, tokenizer/) or the official layout plus its two
+        parts."""
         config = checkpoints.read_config(path)
         own = path.is_dir() and (path / "image_tokenizer.safetensors").exists()
         state = checkpoints.read_state(path, "model" if own else None)

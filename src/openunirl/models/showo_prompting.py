@@ -88,7 +88,8 @@ class Prompting:
         return [*ids[: limit - 1], self.vocab.eos]
 
     def t2i_prefix(self, texts: Sequence[str], *, truncate: bool = False) -> torch.Tensor:
-        """[B, max_text_len + 1]: task token and text, padded on the left. The empty text is the unconditional prompt."""
+        """[B, max_text_len + 1]: task token and text, padded on the left. The empty text is the unconditional
+        prompt."""
         limit, rows = self.max_text_len + 1, []
         for text in texts:
             ids = [self.vocab.special("t2i"), *self.words(text), self.vocab.eos]
@@ -170,7 +171,8 @@ class Prompting:
         return allowed[:, None]
 
     def mmu_mask(self, ids_BL: torch.Tensor) -> torch.Tensor:
-        """[B, 1, L, L]. Every row sees everything up to eoi; after that causal. Pads are on the right and stay visible."""
+        """[B, 1, L, L]. Every row sees everything up to eoi; after that causal. Pads are on the right and stay
+        visible."""
         length = ids_BL.shape[1]
         first_eoi = int((ids_BL[0] == self.vocab.special("eoi")).int().argmax())
         allowed = torch.ones(length, length, dtype=torch.bool, device=ids_BL.device).tril()

@@ -1,0 +1,136 @@
+"""The demo's recipe over several seeds, beside its controls, on held-out prompts.
+
+    python benchmarks/demo_seeds.py OUT [--seeds 0 1 2] [--arms recipe shuffled] [--images 1200] [--references 2000]
+
+For each arm and seed: train the preset, evaluate the last checkpoint on the same held-out prompts, images' seeds and
+reference pictures as the base. Finished cells are kept in OUT, so the script can be stopped and started again. Prints
+one table: generation, understanding, imbalance, self-reward and collusion gap, with the difference to the base (paired
+bootstrap over prompts). `--grid` also finds each model's own best sampler on validation prompts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+
+from openunirl import checkpoint
+from openunirl.config import EvalConfig
+from openunirl.evaluation.intervals import paired_difference
+from openunirl.evaluation.run import evaluate
+from openunirl.models.protocol import load_model
+from openunirl.presets import PRESETS, bundled
+from openunirl.tasks.worlds import WORLDS
+from openunirl.train import train
+from openunirl.types import ImageSampling
+from sampler_grid import commit, grid
+
+PRESET, EVALUATION_SEED = "tiny-showo-grpo", 1000
+COLUMNS = (
+    "arm", "seed", "generation", "difference to base (95 %)", "understanding", "difference (95 %)", "imbalance",
+    "self-reward", "gap", "minutes",
+)  # fmt: skip
+
+
+def evaluate_folder(weights: Path | str, config: EvalConfig, images: int, references: int, out: Path) -> dict:
+    """Rows and summary of one model, cached in `out`."""
+    if out.exists():
+        return json.loads(out.read_text())
+    model, world = load_model(weights, attn_implementation="eager"), WORLDS["shapes"]()
+    prompts = world.evaluation_prompts("heldout", images, EVALUATION_SEED)
+    asked = world.evaluation_prompts("heldout", references, EVALUATION_SEED)
+    result = evaluate(model, world, prompts, config, seed=EVALUATION_SEED, reference_prompts=asked)
+    cell = {
+        "summary": result.summary,
+        "correct": [row["correct"] for row in result.generated],
+        "understood": [row["answer_correct"] for row in result.references],
+    }
+    out.write_text(json.dumps(cell))
+    return cell
+
+
+def own_best(weights: Path | str, config: EvalConfig, images: int, references: int, out: Path) -> dict:
+    """The model under the best sampler of the grid, chosen on 300 validation prompts."""
+    if out.exists():
+        return json.loads(out.read_text())
+    best = grid(load_model(weights, attn_implementation="eager"), "validation", 300, EVALUATION_SEED)[0][3]
+    part = out.with_suffix(".cell.json")
+    cell = evaluate_folder(weights, replace(config, sampling=best), images, references, part)
+    row = {"sampling": asdict(best), "summary": cell["summary"]}
+    out.write_text(json.dumps(row))
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", default=["recipe", "shuffled"], choices=("recipe", "shuffled"))
+    parser.add_argument("--images", type=int, default=1200)
+    parser.add_argument("--references", type=int, default=2000)
+    parser.add_argument("--grid", action="store_true")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    preset, sizes = PRESETS[PRESET], (args.images, args.references)
+    base_folder = bundled(preset.model.weights) or preset.model.weights
+    base = evaluate_folder(base_folder, preset.eval, *sizes, args.out / "base.json")
+    lines = [row("base", 0, base, None, 0.0)]
+    for arm in args.arms:
+        for seed in args.seeds:
+            run = args.out / f"{arm}-{seed}"
+            started = time.monotonic()
+            if (
+                not checkpoint.saved(run)
+                or checkpoint.read_state(checkpoint.latest(run))["step"] < preset.train.max_steps
+            ):
+                config = replace(
+                    preset,
+                    seed=seed,
+                    output_dir=str(run),
+                    reward=replace(preset.reward, shuffle=arm == "shuffled"),
+                    eval=replace(preset.eval, num_prompts=0),
+                )
+                train(config, resume=(run / "config.json").exists(), command=" ".join(sys.argv))
+                (run / "minutes.json").write_text(json.dumps((time.monotonic() - started) / 60))
+            cell = evaluate_folder(checkpoint.latest(run), preset.eval, *sizes, args.out / f"{arm}-{seed}.json")
+            lines.append(row(arm, seed, cell, base, json.loads((run / "minutes.json").read_text())))
+    if args.grid:
+        models = {"base": base_folder} | {
+            f"recipe-{s}": checkpoint.latest(args.out / f"recipe-{s}") for s in args.seeds
+        }
+        for name, folder in models.items():
+            best = own_best(folder, preset.eval, *sizes, args.out / f"{name}.best.json")
+            s = ImageSampling(**best["sampling"])
+            told = f"T={s.num_timesteps} w={s.guidance_scale} t={s.temperature}"
+            lines.append(f"| {name}, own best sampler ({told}) | | {best['summary']['geneval']['overall']:.3f} |")
+    print(
+        f"\n`{' '.join(sys.argv)}`, commit {commit()}, held-out: {args.images} images, {args.references} references\n"
+    )
+    print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
+    print("\n".join(lines))
+
+
+def row(arm: str, seed: int, cell: dict, base: dict | None, minutes: float) -> str:
+    summary = cell["summary"]
+    cells = [arm, str(seed), f"{summary['geneval']['overall']:.3f}", difference(cell, base, "correct")]
+    cells += [f"{summary['understanding']['overall']:.3f}", difference(cell, base, "understood")]
+    cells += [f"{summary['imbalance']['score']:.3f}", f"{summary['self_reward']:.3f}"]
+    return "| " + " | ".join([*cells, f"{summary['collusion_gap']:+.3f}", f"{minutes:.1f}"]) + " |"
+
+
+def difference(cell: dict, base: dict | None, field: str) -> str:
+    if base is None:
+        return ""
+    mean, low, high = paired_difference(
+        np.array(cell[field], float), np.array(base[field], float), rng=np.random.default_rng(0)
+    )
+    return f"{mean:+.3f} ({low:+.3f} .. {high:+.3f})"
+
+
+if __name__ == "__main__":
+    main()
