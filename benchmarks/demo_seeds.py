@@ -20,15 +20,16 @@ from pathlib import Path
 import numpy as np
 
 from openunirl import checkpoint
-from openunirl.config import EvalConfig
+from openunirl.config import EvalConfig, ModelConfig, to_dict
 from openunirl.evaluation.intervals import paired_difference
 from openunirl.evaluation.run import evaluate
 from openunirl.models.protocol import load_model
-from openunirl.presets import PRESETS, bundled
+from openunirl.presets import PRESETS
+from openunirl.provenance import commit
 from openunirl.tasks.worlds import WORLDS
 from openunirl.train import train
 from openunirl.types import ImageSampling
-from sampler_grid import commit, grid
+from sampler_grid import grid
 
 PRESET, EVALUATION_SEED = "tiny-showo-grpo", 1000
 COLUMNS = (
@@ -41,7 +42,7 @@ def evaluate_folder(weights: Path | str, config: EvalConfig, images: int, refere
     """Rows and summary of one model, cached in `out`."""
     if out.exists():
         return json.loads(out.read_text())
-    model, world = load_model(weights, attn_implementation="eager"), WORLDS["shapes"]()
+    model, world = load_model(ModelConfig(weights=str(weights), attn_implementation="eager")), WORLDS["shapes"]()
     prompts = world.evaluation_prompts("heldout", images, EVALUATION_SEED)
     asked = world.evaluation_prompts("heldout", references, EVALUATION_SEED)
     result = evaluate(model, world, prompts, config, seed=EVALUATION_SEED, reference_prompts=asked)
@@ -58,7 +59,9 @@ def own_best(weights: Path | str, config: EvalConfig, images: int, references: i
     """The model under the best sampler of the grid, chosen on 300 validation prompts."""
     if out.exists():
         return json.loads(out.read_text())
-    best = grid(load_model(weights, attn_implementation="eager"), "validation", 300, EVALUATION_SEED)[0][3]
+    best = grid(
+        load_model(ModelConfig(weights=str(weights), attn_implementation="eager")), "validation", 300, EVALUATION_SEED
+    )[0][3]
     part = out.with_suffix(".cell.json")
     cell = evaluate_folder(weights, replace(config, sampling=best), images, references, part)
     row = {"sampling": asdict(best), "summary": cell["summary"]}
@@ -77,7 +80,12 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     preset, sizes = PRESETS[PRESET], (args.images, args.references)
-    base_folder = bundled(preset.model.weights) or preset.model.weights
+    told = json.dumps([to_dict(preset), sizes], sort_keys=True)
+    recipe = args.out / "recipe.json"
+    if recipe.exists() and recipe.read_text() != told:
+        raise SystemExit(f"{args.out} holds cells of another recipe or size: choose another folder")
+    recipe.write_text(told)
+    base_folder = preset.model.weights
     base = evaluate_folder(base_folder, preset.eval, *sizes, args.out / "base.json")
     lines = [row("base", 0, base, None, 0.0)]
     for arm in args.arms:

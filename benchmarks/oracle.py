@@ -9,16 +9,15 @@ prompts), the share of damaged scenes whose items are counted exactly, and the o
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from openunirl.evaluation.geneval import score
 from openunirl.evaluation.intervals import wilson
+from openunirl.provenance import commit
 from openunirl.tasks.shapes import TAGS, Prompt, prompts, random_example, render_batch, sample_scene
 from openunirl.tasks.shapes_oracle import Oracle
 
@@ -27,20 +26,14 @@ Redraw = Callable[[np.ndarray], np.ndarray]  # uint8 [B, H, W, 3] -> the same
 
 def reconstruct_with(folder: str) -> Redraw:
     """A tokenizer's encode and decode, in batches."""
-    import torch
-
+    from openunirl.evaluation.run import to_pixels, to_uint8
     from openunirl.models.protocol import load_model
 
     model = load_model(folder)
 
     def redraw(pictures: np.ndarray) -> np.ndarray:
-        out = []
-        for start in range(0, len(pictures), 100):
-            pixels = torch.from_numpy(pictures[start : start + 100]).permute(0, 3, 1, 2).float() / 255
-            with torch.inference_mode():
-                decoded = model.decode(model.encode(pixels))
-            out.append((decoded.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy())
-        return np.concatenate(out)
+        parts = [pictures[start : start + 100] for start in range(0, len(pictures), 100)]
+        return np.concatenate([to_uint8(model.decode(model.encode(to_pixels(part)))) for part in parts])
 
     return redraw
 
@@ -84,12 +77,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--model", help="a model folder: judge its tokenizer's reconstructions too")
+    parser.add_argument("--model", help="a model folder or bundled name: judge its tokenizer's reconstructions too")
     args = parser.parse_args()
-    here = Path(__file__).parent
-    git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "no commit"
-    print(f"command: python {' '.join(sys.argv)}\nseed: {args.seed}\ncommit: {commit}")
+    print(f"command: python {' '.join(sys.argv)}\nseed: {args.seed}\ncommit: {commit()}")
     report("rendered", lambda pictures: pictures, args.scenes, args.seed)
     if args.model:
         report("reconstructed", reconstruct_with(args.model), args.scenes, args.seed)

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import subprocess
 import sys
 
-from openunirl.config import EvalConfig
+from openunirl.config import EvalConfig, ModelConfig
 from openunirl.evaluation.geneval import summarize
 from openunirl.evaluation.run import draw_and_judge
 from openunirl.models.protocol import UnifiedModel, load_model
-from openunirl.presets import bundled
+from openunirl.provenance import commit
 from openunirl.tasks.worlds import WORLDS
 from openunirl.types import ImageSampling
 
@@ -35,12 +34,6 @@ def grid(model: UnifiedModel, split: str, images: int, seed: int) -> list[tuple[
     return sorted(rows, key=lambda row: -row[0])
 
 
-def commit() -> str:
-    return subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
@@ -48,7 +41,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    model = load_model(bundled(args.model) or args.model, attn_implementation="eager")
+    model = load_model(ModelConfig(weights=args.model, attn_implementation="eager"))
     print(f"{' '.join(sys.argv)}   seed {args.seed}   commit {commit()}   {args.images} images, {args.split}")
     print("generation  95 % interval    timesteps  guidance  temperature")
     for accuracy, low, high, s in grid(model, args.split, args.images, args.seed):

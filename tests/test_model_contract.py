@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from openunirl.config import ModelConfig
 from openunirl.draws import key
 from openunirl.models.masked import Estimator
 from openunirl.models.protocol import load_model
@@ -173,7 +174,7 @@ def test_one_hots_answer_like_tokens(model):
 
 def test_saved_and_loaded_equals_itself(model, tmp_path):
     model.save(tmp_path / "saved")
-    again = load_model(tmp_path / "saved", attn_implementation="eager")
+    again = load_model(ModelConfig(weights=str(tmp_path / "saved"), attn_implementation="eager"))
     for (name, a), (_, b) in zip(model.net.named_parameters(), again.net.named_parameters(), strict=True):
         assert torch.equal(a, b), name
     want = model.sample_images(PROMPTS, seeds(3), SAMPLINGS["guided"])

@@ -22,7 +22,8 @@ from rich.console import Console
 
 from openunirl.evaluation.intervals import paired_difference, wilson
 from openunirl.evaluation.run import summarize_rows
-from openunirl.report import choose, curve, in_words, paired_changes, summary_table, write_report
+from openunirl.report import choose, curve, in_words, write_report
+from openunirl.report_numbers import paired_changes, summary_table
 
 TAGS = ("single_object", "counting", "position")
 PROMPTS_PER_TAG = 12

@@ -14,12 +14,39 @@ from safetensors.torch import load_file
 from openunirl.models.tiny import build
 from openunirl.tasks import shapes
 
-FLAGS = (
-    "--train.max-steps 6 --train.save-steps 2 --train.eval-steps 3 --eval.num-prompts 6 --eval.num-references 6 "
-    "--eval.during-prompts 6 --eval.sampling.num-timesteps 2 --rollout.num-prompts 2 --rollout.num-generations 3 "
-    "--rollout.num-questions 2 --rollout.sampling.num-timesteps 3 --rollout.max-new-tokens 3 --reward.kind probability "
-    "--loss.beta 0.1 --optim.lr 1e-3 --train.report-to"
-).split()
+FLAGS = [
+    "--train.max-steps",
+    "6",
+    "--train.save-steps",
+    "2",
+    "--train.eval-steps",
+    "3",
+    "--eval.num-prompts",
+    "6",
+    "--eval.num-references",
+    "6",
+    "--eval.during-prompts",
+    "6",
+    "--eval.sampling.num-timesteps",
+    "2",
+    "--rollout.num-prompts",
+    "2",
+    "--rollout.num-generations",
+    "3",
+    "--rollout.num-questions",
+    "2",
+    "--rollout.sampling.num-timesteps",
+    "3",
+    "--rollout.max-new-tokens",
+    "3",
+    "--reward.kind",
+    "probability",
+    "--loss.beta",
+    "0.1",
+    "--optim.lr",
+    "1e-3",
+    "--train.report-to",
+]
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,11 @@ EPS = 1e-4  # TRL's
 Scale = Literal["group", "batch", "none"]
 
 
-def group_advantages(rewards_RG: torch.Tensor, scale: Scale) -> torch.Tensor:
+def group_advantages(rewards_RG: torch.Tensor, scale: Scale, batch_std: float | None = None) -> torch.Tensor:
     """Centred within each row, then divided by the row's standard deviation, the batch's, or nothing. [R, G] -> [R, G].
 
-    A row whose rewards are all equal gets exactly 0.
+    `batch_std` is the standard deviation over all processes' rewards; None takes that of `rewards_RG`. A row whose
+    rewards are all equal gets exactly 0.
     Example: group_advantages(tensor([[1., 0.], [1., 1.]]), "none") == tensor([[.5, -.5], [0., 0.]])
     """
     centred_RG = rewards_RG - rewards_RG.mean(1, keepdim=True)
@@ -30,21 +31,30 @@ def group_advantages(rewards_RG: torch.Tensor, scale: Scale) -> torch.Tensor:
     if scale == "none" or rewards_RG.shape[1] == 1:
         return centred_RG
     if scale == "batch":
-        return centred_RG / (rewards_RG.std() + EPS)
+        return centred_RG / ((rewards_RG.std() if batch_std is None else batch_std) + EPS)
     return centred_RG / (rewards_RG.std(1, keepdim=True) + EPS)
 
 
-def image_advantages(image_BJ: torch.Tensor, num_generations: int, scale: Scale) -> torch.Tensor:
+def image_advantages(
+    image_BJ: torch.Tensor, num_generations: int, scale: Scale, batch_std: float | None = None
+) -> torch.Tensor:
     """[B, J] rewards -> [B] advantages of the images."""
-    return group_advantages(image_BJ.mean(1).view(-1, num_generations), scale).flatten()
+    return group_advantages(image_BJ.mean(1).view(-1, num_generations), scale, batch_std).flatten()
 
 
 def answer_advantages(
-    answer_Q: torch.Tensor, num_generations: int, num_questions: int, num_answers: int, scale: Scale
+    answer_Q: torch.Tensor,
+    num_generations: int,
+    num_questions: int,
+    num_answers: int,
+    scale: Scale,
+    batch_std: float | None = None,
 ) -> torch.Tensor:
     """[Q] rewards -> [Q] advantages; each question has its own baseline."""
     table = answer_Q.view(-1, num_generations, num_questions, num_answers)
     if num_answers > 1:  # within the image: which answer was better on the same picture
-        return group_advantages(table.flatten(0, 2), scale).flatten()
+        return group_advantages(table.flatten(0, 2), scale, batch_std).flatten()
     by_question = table.squeeze(-1).transpose(1, 2)  # [P, J, G]
-    return group_advantages(by_question.flatten(0, 1), scale).view(by_question.shape).transpose(1, 2).flatten()
+    return (
+        group_advantages(by_question.flatten(0, 1), scale, batch_std).view(by_question.shape).transpose(1, 2).flatten()
+    )

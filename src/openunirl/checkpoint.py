@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from openunirl.models.protocol import UnifiedModel
 
@@ -38,7 +39,7 @@ def save(run: Path, model: UnifiedModel, optimizer: torch.optim.Optimizer, state
         (partial / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
-    except (OSError, RuntimeError) as error:  # torch and safetensors report a full disk as RuntimeError
+    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is a different error in each library
         shutil.rmtree(partial, ignore_errors=True)
         raise OSError(
             f"cannot save {final}: {error}; free some space (or choose another --output-dir) and continue with --resume"
@@ -67,4 +68,8 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer) -> None:
+    """Moments and step counts; betas, weight decay and learning rate stay those of the present configuration."""
+    kept = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True))
+    for group, present in zip(optimizer.param_groups, kept, strict=True):
+        group.update(present)

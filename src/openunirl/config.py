@@ -30,6 +30,8 @@ class ModelConfig:
     """Folder or hub id of the text tokenizer, where the checkpoint does not hold it (Show-o: microsoft/phi-1_5)."""
     max_text_len: int | None = None
     """Text length in tokens; None takes the checkpoint's own."""
+    num_image_tokens: int | None = None
+    """Tokens per image; needed only where the checkpoint has no config.json."""
     attn_implementation: Literal["sdpa", "eager"] = "sdpa"
     """Attention kernel. On a CPU at tiny sizes "eager" has the faster backward."""
 
@@ -169,14 +171,14 @@ class RunConfig:
     """One training run, whole."""
 
     model: ModelConfig
-    world: Literal["shapes"] = "shapes"
-    """Where prompts, reference images and the evaluation's detector come from."""
+    world: Literal["shapes", "geneval"] = "shapes"
+    """Where prompts, answer matching, reference images and the evaluation's detector come from."""
+    prompt_file: str | None = None
+    """Train on the prompts of this JSONL file (GenEval's fields plus question and answer) instead of the world's."""
     output_dir: str = "runs/latest"
     """Run directory; it must not exist unless --resume is given."""
     seed: int = 0
     """Every draw is keyed by it."""
-    method: Literal["grpo"] = "grpo"
-    """Objective."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -197,6 +199,8 @@ class PretrainConfig:
     """Every draw is keyed by it."""
     image_tokenizer: str | None = None
     """Take the image tokenizer of this finished model instead of training one."""
+    start_from: str | None = None
+    """Continue from this folder's weights (and image tokenizer) with a fresh optimizer; give another --seed."""
     tokenizer_steps: int = 5000
     """Steps of the image tokenizer."""
     tokenizer_batch: int = 24

@@ -6,7 +6,6 @@ In: a model adapter and optimizers. Out: the same, prepared; shares of a batch; 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +44,13 @@ class Processes:
         """Moves, wraps and shards `model.net`; returns the wrapped optimizer."""
         model.to(self.device)
         model.net, wrapped = self.accelerator.prepare(model.net, optimizer)
+        if model.reference_net is not None:  # the same autocast as the policy, or the KL would not start at 0
+            prepared: Any = self.accelerator.prepare_model(model.reference_net, evaluation_mode=True)
+            model.reference_net = prepared
         return wrapped
 
     def unwrapped(self, net: nn.Module) -> nn.Module:
         return self.accelerator.unwrap_model(net)
-
-    def accumulating(self, net: nn.Module, last: bool) -> AbstractContextManager[Any]:
-        """Gradients are exchanged at the last of several backward passes only."""
-        return nullcontext() if last else self.accelerator.no_sync(net)
 
     def share(self, total: float) -> float:
         """A local total summed over processes and divided by their number: the denominator of a local part of a mean
@@ -71,6 +69,10 @@ class Processes:
         """Rows of all processes, in rank order."""
         gathered: Any = self.accelerator.gather(tensor.to(self.device))
         return gathered.cpu()
+
+    def std(self, values: torch.Tensor) -> float:
+        """Standard deviation over all processes' values."""
+        return float(self.gather(values).std()) if values.numel() * self.count > 1 else 0.0
 
     def wait(self) -> None:
         self.accelerator.wait_for_everyone()

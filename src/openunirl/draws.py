@@ -67,8 +67,9 @@ class KeyedDraws:
 
     def tokens(self, step: int, probs_BNV: torch.Tensor) -> torch.Tensor:
         u_BN = uniforms(self.keys_B, 2 * step, probs_BNV.shape[1]).to(probs_BNV.device)
-        cdf_BNV = probs_BNV.double().cumsum(-1)
-        target_BN1 = (u_BN.double() * cdf_BNV[..., -1])[..., None]
+        wide = torch.float32 if probs_BNV.device.type == "mps" else torch.float64  # MPS has no float64
+        cdf_BNV = probs_BNV.to(wide).cumsum(-1)
+        target_BN1 = (u_BN.to(wide) * cdf_BNV[..., -1])[..., None]
         # searchsorted never lands on a code of zero probability: its cdf equals the one before it.
         return torch.searchsorted(cdf_BNV, target_BN1, right=True)[..., 0].clamp_(max=probs_BNV.shape[-1] - 1)
 

@@ -252,8 +252,12 @@ def _split(experience: Experience, parts: int) -> Iterator[Experience]:
 
 def _slice_rollout(rollout: Rollout, b: slice, q: slice) -> Rollout:
     images, answers = rollout.images, rollout.answers
+    prompts = slice(b.start // rollout.num_generations, (b.stop - 1) // rollout.num_generations + 1)
     return replace(
         rollout,
+        prompts=rollout.prompts[prompts],
+        gold=rollout.gold[q],
+        scoring_seeds_B=rollout.scoring_seeds_B[b],
         images=ImageRollout(
             prompts=images.prompts[b],
             tokens_BN=images.tokens_BN[b],

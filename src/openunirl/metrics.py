@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from accelerate.tracking import GeneralTracker, on_main_process
 
 
@@ -23,7 +24,7 @@ class JsonlTracker(GeneralTracker):
     def __init__(self, path: Path, last_step: int | None = None) -> None:
         super().__init__()
         self.path = path
-        if last_step is not None and path.exists():
+        if last_step is not None and path.exists() and PartialState().is_main_process:
             kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= last_step]
             partial = path.with_suffix(".partial")
             partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")

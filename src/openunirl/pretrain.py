@@ -23,12 +23,13 @@ import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from openunirl.config import EvalConfig, PretrainConfig
+from openunirl.config import EvalConfig, ModelConfig, PretrainConfig
 from openunirl.draws import key
 from openunirl.evaluation.run import evaluate, to_pixels
 from openunirl.models.protocol import PretrainBatch, UnifiedModel, load_model
 from openunirl.models.tiny import build
 from openunirl.optim import build_optimizer, fast_dtype, lr_factor
+from openunirl.provenance import about
 from openunirl.tasks import shapes
 from openunirl.tasks.shapes_oracle import CELL
 from openunirl.tasks.worlds import WORLDS
@@ -45,7 +46,9 @@ def pretrain(config: PretrainConfig) -> Path:
     with Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
     ) as progress:
-        if config.image_tokenizer is None:
+        if config.start_from is not None:
+            model = load_model(ModelConfig(weights=config.start_from, attn_implementation="eager"))
+        elif config.image_tokenizer is None:
             train_tokenizer(model, config, progress)
             model.save(output / "image-tokenizer-only")
         else:
@@ -53,7 +56,9 @@ def pretrain(config: PretrainConfig) -> Path:
             model.image_tokenizer.load_state_dict(trained.state_dict())
         train_model(model, config, progress, output)
     model.save(output, torch.float16)
-    (output / "pretrain.json").write_text(json.dumps(asdict(config), indent=1) + "\n", encoding="utf-8")
+    told = asdict(config) | {"question_weights": dict(shapes.QUESTION_WEIGHTS), "dtype": str(fast_dtype())}
+    told |= about("openunirl pretrain " + config.name)
+    (output / "pretrain.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     return output
 
 
@@ -123,7 +128,10 @@ def train_model(model: UnifiedModel, config: PretrainConfig, progress: Progress,
                 group["lr"] = config.lr * factor
         with _autocast():
             draw_loss, answer_loss = model.pretrain_loss(next(batches))
-        (config.draw_coef * draw_loss + config.answer_coef * answer_loss).backward()
+        loss = config.draw_coef * draw_loss + config.answer_coef * answer_loss
+        if not torch.isfinite(loss):
+            raise ValueError(f"step {step + 1}: the loss is {loss.item()}; start again with a lower --lr")
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.net.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
@@ -135,7 +143,9 @@ def train_model(model: UnifiedModel, config: PretrainConfig, progress: Progress,
             row |= {"answer_loss": answer_loss.item()} | probe(model, seed=config.seed)
             with (output / "pretrain.jsonl").open("a", encoding="utf-8") as log:
                 log.write(json.dumps(row) + "\n")
-            progress.console.print(row)
+            told = {name: row[name] for name in ("step", "minutes", "drawing", "understanding", "collusion_gap")}
+            progress.console.print(told)
+            model.save(output / f"step-{step + 1:06d}")  # so that training can be stopped, and continued from here
 
 
 def pretrain_batches(model: UnifiedModel, config: PretrainConfig) -> Iterator[PretrainBatch]:

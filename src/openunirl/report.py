@@ -2,14 +2,10 @@
 
 In: config.json, metrics.jsonl, evaluation/{before,after}.json, evaluation/{before,after}/{results,references}.jsonl and
 the pictures beside them; what is absent is said on the page. Out: report.html, which needs neither network nor script
-(templates/report.html.j2 holds its words and drawings); for the terminal the same numbers as a rich table.
+(templates/report.html.j2 holds its words and drawings); report_numbers.py computes what it tells.
 
 Source: METHOD 5-7 for what is measured. Where this goes beyond it:
-1. Changes carry a paired bootstrap over prompts (images of one prompt averaged) where both evaluations hold the same
-   images. In the mean over tasks an item weighs N / (tasks * items of its task).
-2. The imbalance score and the collusion gap carry MOVER intervals (Zou and Donner 2008), as if their two parts were
-   independent; for the gap, whose parts share their images, that is on the wide side.
-3. Pictures are a systematic sample in order of outcome: each outcome is shown about as often as it happened.
+1. Pictures are a systematic sample in order of outcome: each outcome is shown about as often as it happened.
 """
 
 from __future__ import annotations
@@ -20,186 +16,37 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
-from rich.box import SIMPLE_HEAD
-from rich.markup import escape
-from rich.table import Table
 
-from openunirl.evaluation.intervals import paired_difference
+from openunirl.report_numbers import (
+    Row,
+    by_task,
+    get,
+    headline,
+    image_key,
+    level,
+    number,
+    paired_changes,
+    score,
+    tags_of,
+    task_name,
+)
 
 PAIRS_PER_TASK = 4
 PIXEL_ART = 128  # a picture of so many pixels a side, or fewer, is embedded as it is and drawn with hard pixels
 THUMBNAIL = 256  # pixels that the longer side of any other is reduced to
 POINTS = 400  # at most so many points of a curve are drawn
-RATES = ("answer_wrong_given_image_right", "image_wrong_given_answer_right")
 
-Row = dict[str, Any]
-Interval = tuple[float, float, float]  # mean, low, high
 _REFERENCE = {"tag": str, "prompt": str, "answer_correct": bool, "index": int}
 _RESULT = {**_REFERENCE, "correct": bool, "question": str, "expected": str, "answer": str, "reason": str}
 _JINJA: dict[str, Any] = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-_NAMES = {"": "overall", "single_object": "single object", "two_object": "two objects", "color_attr": "two colors"}
-
-# ---------------------------------------------------------------------------------------------- the numbers
-
-
-@dataclass(frozen=True, kw_only=True)
-class Level:
-    """A measured share with its 95 % interval. Example: Level(value=0.8, low=0.71, high=0.87, n="100")"""
-
-    value: float
-    low: float
-    high: float
-    n: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """One line of a table. Example: Line(name="colors", before=Level(...), after=Level(...), change=(0.1, 0.02, 0.2))
-
-    change: after - before, with ends where the two pair up, else None for them; None where a side is missing.
-    prompts: how many distinct ones. better: the sign of a change for the better, 0 where neither is.
-    """
-
-    name: str
-    before: Level | None
-    after: Level | None
-    change: tuple[float, float | None, float | None] | None
-    prompts: str = ""
-    better: int = 1
-
-
-def _get(tree: Any, *keys: str) -> Any:
-    """tree[a][b]..., or None where a part of it is absent or of another kind."""
-    for key in keys:
-        tree = tree.get(key) if isinstance(tree, Mapping) else None
-    return tree
-
-
-def _number(value: Any) -> float | None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if number and math.isfinite(value) else None
-
-
-def _level(part: Any) -> Level | None:
-    """From {"accuracy" or "overall", "n", "ci95"}; None unless all are there."""
-    value, ends = _number(_get(part, "overall" if _get(part, "accuracy") is None else "accuracy")), _get(part, "ci95")
-    low, high = [_number(end) for end in ends] if isinstance(ends, Sequence) and len(ends) == 2 else (None, None)
-    if value is None or low is None or high is None:
-        return None
-    return Level(value=value, low=low, high=high, n=str(_get(part, "n")))
-
-
-def _score(part: Any) -> Level | None:
-    """The imbalance score: the mean of both rates."""
-    value, (a, b) = _number(_get(part, "score")), (_level(_get(part, "intervals", rate)) for rate in RATES)
-    if value is None or a is None or b is None:
-        return None
-    below, above = math.hypot(a.value - a.low, b.value - b.low) / 2, math.hypot(a.high - a.value, b.high - b.value) / 2
-    return Level(value=value, low=value - below, high=value + above, n=f"{a.n}+{b.n}")
-
-
-def _gap(summary: Any) -> Level | None:
-    """The collusion gap: self-reward minus the detector's verdict, over the same images."""
-    own, judged = _level(_get(summary, "self_reward_interval")), _level(_get(summary, "geneval", "images"))
-    if own is None or judged is None:
-        return None
-    value = own.value - judged.value
-    low = value - math.hypot(own.value - own.low, judged.high - judged.value)
-    high = value + math.hypot(own.high - own.value, judged.value - judged.low)
-    return Level(value=value, low=low, high=high, n=own.n)
-
-
-def _task(tag: str) -> str:
-    return _NAMES.get(tag, tag.replace("_", " "))
-
-
-def _line(name: str, sides: Sequence[Level | None], paired: Interval | None = None, **about: Any) -> Line:
-    before, after = sides
-    change = None
-    if before and after:
-        value = after.value - before.value
-        # rows that do not give the summary's own difference belong to another evaluation
-        change = (value, *paired[1:]) if paired and abs(paired[0] - value) < 1e-6 else (value, None, None)
-    return Line(name=name, before=before, after=after, change=change, **about)
-
-
-def _tags(what: str, *summaries: Any) -> list[str]:
-    """The tasks in any of them, then "" for all together."""
-    return [*dict.fromkeys(tag for summary in summaries for tag in (_get(summary, what, "tasks") or ())), ""]
-
-
-def _by_task(what: str, before: Any, after: Any, paired: Mapping[tuple[str, str], Interval]) -> list[Line]:
-    lines, tags = [], _tags(what, before, after)
-    for tag in tags:
-        levels, counts = [], []
-        for side in (before, after):
-            levels.append(_level(_get(side, what, "tasks", tag) if tag else _get(side, what)))
-            some = [_get(side, what, "tasks", each, "distinct_prompts") or 0 for each in ([tag] if tag else tags)]
-            counts.append(str(sum(some)))
-        prompts = " / ".join(count for count in dict.fromkeys(counts) if count != "0")
-        lines += [_line(_task(tag), levels, paired.get((what, tag)), prompts=prompts)] if any(levels) else []
-    return lines
-
-
-def _headline(before: Any, after: Any, paired: Mapping[tuple[str, str], Interval]) -> dict[str, Line]:
-    """The five numbers that a run is about."""
-
-    def line(name: str, key: str, level: Callable[[Any], Level | None], better: int = 1) -> Line:
-        return _line(name, [level(before), level(after)], paired.get((key, "")), better=better)
-
-    return {
-        "drawing": line("Drawing (GenEval)", "geneval", lambda side: _level(_get(side, "geneval"))),
-        "understanding": line("Understanding", "understanding", lambda side: _level(_get(side, "understanding"))),
-        "self_reward": line("Self-reward", "self_reward", lambda side: _level(_get(side, "self_reward_interval")), 0),
-        "imbalance": line("Imbalance score", "", lambda side: _score(_get(side, "imbalance")), -1),
-        "gap": line("Collusion gap", "collusion_gap", _gap, -1),
-    }
-
-
-def _image(row: Row) -> tuple[int, str, str, str]:
-    return row["index"], str(row.get("sample", 0)), row["tag"], row["prompt"]
-
-
-def paired_changes(before: Mapping[str, list[Row]], after: Mapping[str, list[Row]]) -> dict[tuple[str, str], Interval]:
-    """Bootstrap intervals of after - before, over prompts, where both hold the same prompts and samples.
-
-    Both arguments: {"generated": rows, "references": rows} as evaluate() makes them. Keys: ("geneval", task),
-    ("understanding", task), ("self_reward", ""), ("collusion_gap", ""); task "" is all together.
-    """
-    measures: dict[str, tuple[str, Callable[[Row], float]]] = {
-        "geneval": ("generated", lambda row: row["correct"]),
-        "understanding": ("references", lambda row: row["answer_correct"]),
-        "self_reward": ("generated", lambda row: row["answer_correct"]),
-        "collusion_gap": ("generated", lambda row: row["answer_correct"] - row["correct"]),
-    }
-    found: dict[tuple[str, str], Interval] = {}
-    for what, (kind, value) in measures.items():
-        a, b = ({_image(row): value(row) for row in side[kind]} for side in (after, before))
-        if a.keys() != b.keys() or not a:
-            continue
-        slots: dict[tuple[str, int], list[tuple[float, float]]] = {}  # the images of one prompt
-        for image in a:
-            slots.setdefault((image[2], image[0]), []).append((a[image], b[image]))
-        means = {slot: np.mean(pairs, axis=0) for slot, pairs in slots.items()}
-        size = Counter(tag for tag, _ in slots)
-        for tag in [*size, ""] if what in ("geneval", "understanding") else [""]:
-            macro = what == "geneval" and not tag
-            weight = {t: len(slots) / (len(size) * size[t]) if macro else 1.0 for t in size}
-            items = np.array([mean * weight[t] for (t, _), mean in means.items() if tag in ("", t)])
-            rng = np.random.default_rng(0)
-            found[what, tag] = paired_difference(items[:, 0], items[:, 1], rng=rng, num_resamples=5000)
-    return found
-
 
 # ---------------------------------------------------------------------------------------------- the pictures
 
@@ -255,18 +102,18 @@ def choose(outcomes: Sequence[Any], number: int, offset: float) -> list[int]:
 
 def _gallery(folder: Path, before: list[Row], after: list[Row], problems: list[str]) -> list[dict[str, Any]]:
     """For each task: its name, how often each outcome happened, and the chosen pictures before and after."""
-    found = [{_image(row): row for row in rows} for rows in (before, after)]
+    found = [{image_key(row): row for row in rows} for rows in (before, after)]
     keys = [key for key in found[1] if key in found[0]] or list(found[1] or found[0])
     tags, tasks = list(dict.fromkeys(key[2] for key in keys)), []
-    for number, tag in enumerate(tags):
+    for place, tag in enumerate(tags):
         pairs = [[side.get(key) for side in found] for key in keys if key[2] == tag]
         outcomes = [tuple(row["correct"] for row in pair if row) for pair in pairs]
         cards = []
-        for i in choose(outcomes, PAIRS_PER_TASK, (number + 0.5) / len(tags)):
+        for i in choose(outcomes, PAIRS_PER_TASK, (place + 0.5) / len(tags)):
             shown = zip(pairs[i], ("before", "after"), strict=True)
             sides = [(when, row, _embed(folder / when, row, problems)) for row, when in shown if row]
             cards.append({"sides": sides, "outcome": outcomes[i], "row": pairs[i][1] or pairs[i][0]})
-        tasks.append({"name": _task(tag), "cards": cards, "counts": Counter(sorted(outcomes)), "n": len(pairs)})
+        tasks.append({"name": task_name(tag), "cards": cards, "counts": Counter(sorted(outcomes)), "n": len(pairs)})
     return tasks
 
 
@@ -326,7 +173,7 @@ def curve(rows: Sequence[Row], named: Mapping[str, str], ends: Sequence[float] =
     """
     lines, seen = [], [*ends]
     for metric, name in named.items():
-        points = [(_number(row["step"]), _number(row.get(metric))) for row in rows]
+        points = [(number(row["step"]), number(row.get(metric))) for row in rows]
         # a resumed run tells some steps again: the last telling counts
         values = sorted({step: value for step, value in points if step is not None and value is not None}.items())
         if values:
@@ -366,34 +213,17 @@ def write_report(run_dir: Path) -> Path:
     page = pages.get_template("report.html.j2").render(
         name=run_dir.resolve().name,
         config=config,
-        lines=_headline(*summaries, paired),
-        tables={what: _by_task(what, *summaries, paired) for what in ("geneval", "understanding")},
+        lines=headline(*summaries, paired),
+        tables={what: by_task(what, *summaries, paired) for what in ("geneval", "understanding")},
         summaries=summaries,
-        tags=_tags("imbalance", *summaries),
+        tags=tags_of("imbalance", *summaries),
         gallery=_gallery(folder, before["generated"], after["generated"], problems),
-        seconds=sum(_number(row.get("seconds")) or 0 for row in metrics),
-        last={key: value for row in metrics for key, value in row.items() if _number(value) is not None},
+        seconds=sum(number(row.get("seconds")) or 0 for row in metrics),
+        last={key: value for row in metrics for key, value in row.items() if number(value) is not None},
         curve=lambda named, ends=(): curve(metrics, named, ends),
         problems=problems,
-        **{"level": _level, "score": _score, "get": _get, "task": _task, "in_words": in_words},
+        **{"level": level, "score": score, "get": get, "task": task_name, "in_words": in_words},
     )
     path = run_dir / "report.html"
     path.with_suffix(".tmp").write_bytes(page.encode("utf-8", "replace"))  # JSON may hold lone surrogates
     return path.with_suffix(".tmp").replace(path)
-
-
-def summary_table(before: dict[str, Any], after: dict[str, Any]) -> Table:
-    """Two summaries of summarize_rows ({} for a missing one) for the terminal: shares, n, 95 % intervals, changes."""
-    lines = _headline(before, after, {})
-    tasks = [(line, "  ") for line in _by_task("geneval", before, after, {})[:-1]]
-    rest = [(lines[key], "") for key in ("understanding", "self_reward", "imbalance", "gap")]
-    table = Table(title="before and after training, in % (95 % interval)", box=SIMPLE_HEAD, pad_edge=False)
-    for heading in ("", "before", "n", "after", "n", "change"):
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
-    for line, indent in [(lines["drawing"], ""), *tasks, *rest]:
-        cells = []
-        for side in (line.before, line.after):
-            told = f"{100 * side.value:.1f} ({100 * side.low:.0f}..{100 * side.high:.0f})" if side else "-"
-            cells += [told, side.n if side else "-"]
-        table.add_row(indent + escape(line.name), *cells, f"{100 * line.change[0]:+.1f}" if line.change else "-")
-    return table

@@ -26,8 +26,6 @@ from openunirl.models.protocol import UnifiedModel
 from openunirl.rollout import Rollout
 from openunirl.types import AnswerSampling
 
-Match = Callable[[str, str, str], object]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Rewards:
@@ -64,7 +62,9 @@ def score(
             max_new_tokens=rollout_config.max_new_tokens, temperature=rollout_config.answer_temperature
         )
         with judge:
-            seeds_Q = key(rollout.scoring_seeds_B.repeat_interleave(table[1] * table[2]), torch.arange(len(answer_Q)))
+            per_image = table[1] * table[2]
+            keys_Q = rollout.scoring_seeds_B.repeat_interleave(per_image)
+            seeds_Q = key(keys_Q, torch.arange(per_image).repeat(table[0]))
             answers = model.sample_answers(rollout.images.images, rollout.answers.questions, seeds_Q, sampling)
         image_BJ = judge_answers(match, rollout.tags, rollout.gold, answers.texts).view(table).mean(-1)
     else:
@@ -73,7 +73,7 @@ def score(
 
 
 def shuffled(rewards: Rewards, seeds_B: torch.Tensor) -> Rewards:
-    """The control: rewards exchanged among images, and among answers, by a keyed permutation."""
+    """The control: rewards exchanged among this process's images, and among its answers, by a keyed permutation."""
     image_order = key(seeds_B, 7).argsort()
     per_image = len(rewards.answer_Q) // len(seeds_B)
     answer_order = key(seeds_B.repeat_interleave(per_image), 8, torch.arange(len(rewards.answer_Q))).argsort()

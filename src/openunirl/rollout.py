@@ -59,7 +59,7 @@ def roll_out(
 ) -> Rollout:
     """`first_prompt` is the number of prompts[0] among the step's prompts over all processes.
 
-    Errors: ValueError where a prompt has fewer questions than `num_questions` and more than one question is asked.
+    Errors: ValueError for a prompt without a question.
     """
     group = config.num_generations
     who_P = torch.arange(first_prompt, first_prompt + len(prompts))

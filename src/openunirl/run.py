@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import json
 import math
-import platform
-import subprocess
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +28,15 @@ from openunirl.losses import Stats
 from openunirl.metrics import JsonlTracker
 from openunirl.models.protocol import UnifiedModel, load_model
 from openunirl.optim import build_optimizer, lr_factor
-from openunirl.presets import bundled
-from openunirl.report import summary_table, write_report
+from openunirl.provenance import about
+from openunirl.report import write_report
+from openunirl.report_numbers import collusion_verdict, summary_table
 from openunirl.rewards import Rewards
 from openunirl.rollout import Rollout
+from openunirl.tasks.records import read_prompts
 from openunirl.tasks.worlds import WORLDS, World
 from openunirl.types import Prompt
+from openunirl.validate import check
 
 
 @dataclass
@@ -49,15 +50,16 @@ class Run:
     world: World
     processes: Processes
     first_step: int
+    prompts: list[Prompt]
     console: Console = field(default_factory=lambda: Console(stderr=True))
     progress: Progress | None = None
     _bar: Any = None
-    _prompts: list[Prompt] = field(default_factory=list)
 
     # ------------------------------------------------------------------------------------------ start, finish
 
     @classmethod
     def open(cls, config: RunConfig, *, resume: bool, command: str) -> Run:
+        check(config)
         folder = Path(config.output_dir)
         if folder.exists() and any(folder.iterdir()) and not resume:
             raise ValueError(
@@ -66,15 +68,18 @@ class Run:
         if resume and not (folder / "config.json").exists():
             raise ValueError(f"{folder} is no run directory (it has no config.json): start it without --resume")
         world = WORLDS[config.world]()
-        model = load_model_of(config)
+        if config.eval.num_prompts and world.judge is None:
+            raise ValueError(f"the world {config.world} has no detector yet: train with --eval.num-prompts 0")
+        model = load_model(config.model)
         model.freeze_reference()
         point = checkpoint.saved(folder)[-1] if resume and checkpoint.saved(folder) else None
         done = checkpoint.read_state(point)["step"] if point else 0
         if point:
             model.load_weights(point)
-        folder.mkdir(parents=True, exist_ok=True)
         trackers: list[Any] = [JsonlTracker(folder / "metrics.jsonl", done), *config.train.report_to]
         processes = Processes(config.train.mixed_precision, trackers, folder)
+        prompts = _prompts_of_run(config, world, processes.count)
+        model.check_prompts([prompt.prompt for prompt in prompts])
         optim = config.optim
         optimizer = build_optimizer(
             model.net, lr=optim.lr, weight_decay=optim.weight_decay, betas=(optim.adam_beta1, optim.adam_beta2)
@@ -82,7 +87,12 @@ class Run:
         optimizer = processes.prepare(model, optimizer)
         if point:
             checkpoint.load_optimizer(point, optimizer)
-        run = cls(
+        if processes.is_main:
+            folder.mkdir(parents=True, exist_ok=True)
+            _write_config(folder / "config.json", config, command)
+        processes.wait()
+        processes.accelerator.init_trackers("tensorboard")
+        return cls(
             config=config,
             folder=folder,
             model=model,
@@ -90,12 +100,8 @@ class Run:
             world=world,
             processes=processes,
             first_step=done + 1,
+            prompts=prompts,
         )
-        run._write_config(command)
-        processes.accelerator.init_trackers("tensorboard")
-        run._prompts = world.training_prompts(config.train.max_steps * run._prompts_per_step, config.seed)
-        model.check_prompts([p.prompt for p in run._prompts])
-        return run
 
     def finish(self) -> Path:
         """Writes the report and says how the run went."""
@@ -105,25 +111,9 @@ class Run:
             before, after = (self._summary(name) for name in ("before", "after"))
             if before and after:
                 self.console.print(summary_table(before, after))
-                grew = after["collusion_gap"] - before["collusion_gap"]
-                told = "grew: the halves agree more often than they are right" if grew > 0.02 else "did not grow"
-                self.console.print(
-                    f"collusion gap {before['collusion_gap']:+.3f} -> {after['collusion_gap']:+.3f}: it {told}"
-                )
-            self.console.print(f"report: {page}")
+                self.console.print(collusion_verdict(before, after))
+            self.console.print(f"report: {page}", soft_wrap=True)
         return self.folder
-
-    def _write_config(self, command: str) -> None:
-        if not self.processes.is_main:
-            return
-        packages = ("openunirl", "torch", "transformers", "accelerate", "numpy")
-        about = {
-            "command": command,
-            "commit": _commit(),
-            "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-        }
-        text = json.dumps(to_dict(self.config) | about, indent=1)
-        (self.folder / "config.json").write_text(text + "\n", encoding="utf-8")
 
     # ------------------------------------------------------------------------------------------------- steps
 
@@ -144,7 +134,7 @@ class Run:
     def prompts_of(self, step: int) -> list[Prompt]:
         """This process's share of the step's prompts."""
         first = (step - 1) * self._prompts_per_step + self.processes.rank * self.config.rollout.num_prompts
-        return self._prompts[first : first + self.config.rollout.num_prompts]
+        return self.prompts[first : first + self.config.rollout.num_prompts]
 
     def update(self, losses: Iterable[torch.Tensor], step: int) -> tuple[float, float]:
         """Back-propagates the parts, clips, and steps; (loss, gradient norm before clipping).
@@ -168,14 +158,14 @@ class Run:
         if not (math.isfinite(total) and math.isfinite(norm)):
             raise ValueError(
                 f"step {step}: the loss is {total} and the gradient norm {norm}; the run stopped before this update. "
-                f"Its last checkpoint is {self._last_checkpoint()}; try a lower --optim.lr or a higher --loss.beta"
+                f"Its last checkpoint is {self.last_checkpoint()}; try a lower --optim.lr or a higher --loss.beta"
             )
         self.optimizer.step()
         self.optimizer.zero_grad()
         return total, norm
 
     def metrics(
-        self, rollout: Rollout, rewards: Rewards, stats: Stats, *, loss: float, grad_norm: float
+        self, rollout: Rollout, rewards: Rewards, stats: Stats, *, loss: float, grad_norm: float, advantage_abs: float
     ) -> dict[str, float]:
         """TRL's names; over all processes."""
         reward_B = self.processes.gather(rewards.image_BJ.mean(1))
@@ -199,6 +189,7 @@ class Run:
             "completions/mean_length": float(length.mean()),
             **both,
             **means,
+            "advantage_abs": self.processes.sum({"size": advantage_abs})["size"] / self.processes.count,
             "grad_norm": grad_norm,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
         }
@@ -212,7 +203,8 @@ class Run:
 
     def save_if_due(self, step: int) -> None:
         train = self.config.train
-        if (step % train.save_steps == 0 or step == train.max_steps) and self.processes.is_main:
+        due = step == train.max_steps or (train.save_steps and step % train.save_steps == 0)
+        if due and self.processes.is_main:
             wrapped, self.model.net = self.model.net, self.processes.unwrapped(self.model.net)
             try:
                 checkpoint.save(self.folder, self.model, self.optimizer, {"step": step}, train.save_total_limit)
@@ -220,22 +212,31 @@ class Run:
                 self.model.net = wrapped
         self.processes.wait()
 
-    def _last_checkpoint(self) -> str:
+    def last_checkpoint(self) -> str:
         whole = checkpoint.saved(self.folder)
         return str(whole[-1]) if whole else "none yet (the base is untouched)"
 
     # -------------------------------------------------------------------------------------------- evaluation
 
-    def evaluate_once(self, name: str) -> None:
-        """The full evaluation on held-out prompts; skipped where the run has it already."""
+    def evaluate_base(self) -> None:
+        """The base on held-out prompts, once per run."""
+        if self.config.eval.num_prompts and not self._summary("before"):
+            with self.model.reference():
+                self._evaluate_in_full("before", step=0)
+
+    def evaluate_tuned(self) -> None:
+        """The tuned model on the same prompts, again where a resumed run went further."""
+        last, known = self.config.train.max_steps, self._summary("after")
+        if self.config.eval.num_prompts and not (known and known["step"] == last):
+            self._evaluate_in_full("after", step=last)
+
+    def _evaluate_in_full(self, name: str, step: int) -> None:
         config = self.config.eval
-        if not config.num_prompts or self._summary(name):
-            return
         prompts = self.world.evaluation_prompts(config.split, config.num_prompts, self.config.seed)
         references = self.world.evaluation_prompts(
             config.split, max(config.num_references, config.num_prompts), self.config.seed
         )
-        result = self._evaluate(name, prompts, references)
+        result = self._evaluate(name, prompts, references, step=step, split=config.split)
         if self.processes.is_main:
             write_evaluation(self.folder / "evaluation", name, result, prompts)
 
@@ -245,7 +246,7 @@ class Run:
         if not every or step % every:
             return
         prompts = self.world.evaluation_prompts("validation", self.config.eval.during_prompts, self.config.seed)
-        summary = self._evaluate(f"step {step}", prompts, prompts).summary
+        summary = self._evaluate(f"step {step}", prompts, prompts, step=step, split="validation").summary
         told = {
             "eval/geneval": summary["geneval"]["overall"],
             "eval/understanding": summary["understanding"]["overall"],
@@ -256,7 +257,7 @@ class Run:
         if self.processes.is_main:
             write_summary(self.folder / "evaluation", f"step-{step:06d}", summary)
 
-    def _evaluate(self, name: str, prompts: list[Prompt], references: list[Prompt]) -> Evaluation:
+    def _evaluate(self, name: str, prompts: list[Prompt], references: list[Prompt], **about: Any) -> Evaluation:
         status = None if self.progress else self.console.status(f"evaluation: {name}")
         if status:
             status.start()
@@ -268,6 +269,7 @@ class Run:
                 self.config.eval,
                 seed=self.config.seed,
                 reference_prompts=references,
+                about={"model": self.config.model.weights, **about},
                 report=lambda stage, done, total: (
                     status.update(f"evaluation: {name}: {stage} {done}/{total}") if status else None
                 ),
@@ -283,36 +285,39 @@ class Run:
 
 @dataclass
 class StepGuard:
-    """Stops a run that learns nothing without saying so: a gradient of exactly 0 while rewards vary."""
+    """Stops a run that learns nothing without saying so: a gradient of exactly 0 although advantages are not."""
 
     patience: int
     stalled: int = 0
 
-    def check(self, step: int, metrics: dict[str, float]) -> None:
-        dead = metrics["grad_norm"] == 0 and metrics["frac_reward_zero_std"] < 1
+    def check(self, step: int, metrics: dict[str, float], last_checkpoint: str) -> None:
+        """`metrics["advantage_abs"]` is the mean size of the advantages that count in the loss."""
+        dead = metrics["grad_norm"] == 0 and metrics["advantage_abs"] > 0
         self.stalled = self.stalled + 1 if dead else 0
         if self.patience and self.stalled >= self.patience:
             raise ValueError(
-                f"step {step}: the gradient was exactly 0 for {self.stalled} steps although rewards vary; nothing is "
-                "being trained. Check --loss.image-coef and --loss.answer-coef, and that the weights require gradients"
+                f"step {step}: the gradient was exactly 0 for {self.stalled} steps although rewards vary, so nothing "
+                f"is being trained; the run stopped. Its last checkpoint is {last_checkpoint}. Check that the weights "
+                "require gradients and that --optim.lr and --loss are what you meant"
             )
 
 
-def load_model_of(config: RunConfig) -> UnifiedModel:
-    source = config.model
-    return load_model(
-        bundled(source.weights) or source.weights,
-        family=source.family,
-        image_tokenizer=source.image_tokenizer,
-        tokenizer=source.tokenizer,
-        max_text_len=source.max_text_len,
-        attn_implementation=source.attn_implementation,
-    )
+def _prompts_of_run(config: RunConfig, world: World, processes: int) -> list[Prompt]:
+    """Every prompt of the run in order: from a file, gone round, or from the world."""
+    count = config.train.max_steps * config.rollout.num_prompts * processes
+    if config.prompt_file is None:
+        return world.training_prompts(count, config.seed)
+    own = read_prompts(config.prompt_file)
+    return [own[i % len(own)] for i in range(count)]
 
 
-def _commit() -> str | None:
-    """The source tree's commit, where it is a git checkout."""
-    found = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return found.stdout.strip() or None if found.returncode == 0 else None
+def _write_config(path: Path, config: RunConfig, command: str) -> None:
+    """Atomically; a resumed run keeps the command that started it and lists the later ones."""
+    told = about(command)
+    if path.exists():
+        known = json.loads(path.read_text(encoding="utf-8"))
+        told["resumed"] = [*known.get("resumed", []), command]
+        told["command"] = known.get("command", command)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(to_dict(config) | told, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)

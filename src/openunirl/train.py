@@ -13,8 +13,6 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import torch
-
 from openunirl.advantages import answer_advantages, image_advantages
 from openunirl.config import RunConfig
 from openunirl.losses import Stats, Totals, gather_experience, grpo
@@ -30,18 +28,18 @@ def train(config: RunConfig, *, resume: bool = False, command: str = "") -> Path
     Errors: ValueError for a run directory that exists (or, with `resume`, does not), and for a run that cannot go on.
     """
     run = Run.open(config, resume=resume, command=command)
-    run.evaluate_once("before")
+    run.evaluate_base()
     guard = StepGuard(config.train.stall_steps)
     for step in run.steps():
         prompts = run.prompts_of(step)
         started = time.perf_counter()
         metrics = train_step(run, prompts, step)
         metrics["seconds"] = time.perf_counter() - started
-        guard.check(step, metrics)
+        guard.check(step, metrics, run.last_checkpoint())
         run.log(step, metrics)
-        run.save_if_due(step)
         run.evaluate_if_due(step)
-    run.evaluate_once("after")
+        run.save_if_due(step)  # last: what a checkpoint claims has been logged
+    run.evaluate_tuned()
     return run.finish()
 
 
@@ -55,9 +53,10 @@ def train_step(run: Run, prompts: list[Prompt], step: int) -> dict[str, float]:
     if config.reward.shuffle:
         rewards = shuffled(rewards, rollout.scoring_seeds_B)
     group, scale = config.rollout.num_generations, config.loss.scale_rewards
-    advantages_B = image_advantages(rewards.image_BJ, group, scale)
+    spread = run.processes.std(rewards.image_BJ.mean(1)), run.processes.std(rewards.answer_Q)  # over all processes
+    advantages_B = image_advantages(rewards.image_BJ, group, scale, spread[0])
     advantages_Q = answer_advantages(
-        rewards.answer_Q, group, config.rollout.num_questions, config.rollout.num_answers, scale
+        rewards.answer_Q, group, config.rollout.num_questions, config.rollout.num_answers, scale, spread[1]
     )
     temperature = config.rollout.answer_temperature
     experience = gather_experience(model, rollout, advantages_B, advantages_Q, config.loss, temperature=temperature)
@@ -70,7 +69,7 @@ def train_step(run: Run, prompts: list[Prompt], step: int) -> dict[str, float]:
         tokens=run.processes.share(float(answers.sum())),
         max_length=config.rollout.max_new_tokens,
     )
-    stats, total, grad_norm = Stats(), 0.0, torch.zeros(())
+    stats, total, grad_norm = Stats(), 0.0, 0.0
     for _ in range(config.loss.num_iterations):
         losses = grpo(
             model, experience, config.loss, parts=config.optim.gradient_accumulation_steps, stats=stats,
@@ -78,4 +77,5 @@ def train_step(run: Run, prompts: list[Prompt], step: int) -> dict[str, float]:
         )  # fmt: skip
         loss, grad_norm = run.update(losses, step)
         total += loss / config.loss.num_iterations
-    return run.metrics(rollout, rewards, stats, loss=total, grad_norm=float(grad_norm))
+    size = config.loss.image_coef * advantages_B.abs().mean() + config.loss.answer_coef * advantages_Q.abs().mean()
+    return run.metrics(rollout, rewards, stats, loss=total, grad_norm=grad_norm, advantage_abs=float(size))

@@ -14,7 +14,7 @@ from openunirl.models import masked
 from openunirl.models.answering import decode_answers
 from openunirl.models.layers import PrefixCache
 from openunirl.models.magvit import Magvit, MagvitConfig
-from openunirl.models.showo import _NOTHING, Showo
+from openunirl.models.showo import Showo
 from openunirl.models.showo_net import ShowoNet, ShowoSizes
 from openunirl.models.showo_prompting import Prompting
 from openunirl.types import AnswerSampling, ImageQuestion, ImageSampling
@@ -241,7 +241,7 @@ def test_greedy_answers(data, model):
             mask = torch.ones(1, 1, length, length, dtype=torch.bool)
             end = int(run[f"{chosen[0]}.stop_token"]) if end_key != "output_tokens" else -1
             with torch.no_grad():
-                model.net(part, mask, cache=cache, **_NOTHING)
+                model.net(part, mask, cache=cache, **model._nothing)
                 got = decode_answers(
                     model.net, cache,
                     questions=tuple(ImageQuestion(image=i, question="") for i in range(len(chosen))),

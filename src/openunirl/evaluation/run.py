@@ -23,6 +23,7 @@ from openunirl.config import EvalConfig
 from openunirl.draws import key
 from openunirl.evaluation.geneval import score, summarize
 from openunirl.evaluation.imbalance import accuracy, accuracy_by_task, imbalance
+from openunirl.evaluation.intervals import Z_95
 from openunirl.models.protocol import UnifiedModel
 from openunirl.tasks.worlds import World
 from openunirl.types import AnswerSampling, ImageQuestion, Images, Prompt
@@ -51,12 +52,15 @@ def evaluate(
     seed: int,
     reference_prompts: Sequence[Prompt] | None = None,
     report: Report = lambda *_: None,
+    about: dict[str, Any] | None = None,
 ) -> Evaluation:
     """`reference_prompts` default to `prompts`; they may be more. Deterministic in `seed`, whatever the batch size."""
     generated, pictures = draw_and_judge(model, world, prompts, config, seed, report)
     references = _read_references(model, world, reference_prompts or prompts, config, seed, report)
     return Evaluation(
-        summary=summarize_rows(generated, references, world.label, seed=seed, sampling=asdict(config.sampling)),
+        summary=summarize_rows(
+            generated, references, world.label, seed=seed, sampling=asdict(config.sampling), **(about or {})
+        ),
         generated=generated,
         references=references,
         pictures=pictures,
@@ -70,17 +74,21 @@ def summarize_rows(
     geneval = asdict(summarize(generated))
     understanding = accuracy_by_task(references, "answer_correct")
     self_reward = accuracy(sum(row["answer_correct"] for row in generated), len(generated))
-    for part in (geneval, understanding):
-        rows = generated if part is geneval else references
-        for tag, task in part["tasks"].items():
+    for part, rows in ((geneval, generated), (understanding, references), (self_reward, generated)):
+        part["distinct_prompts"] = len({row["prompt"] for row in rows})
+        for tag, task in part.get("tasks", {}).items():
             task["distinct_prompts"] = len({row["prompt"] for row in rows if row["tag"] == tag})
+    excess = np.array([float(row["answer_correct"]) - float(row["correct"]) for row in generated])
+    half = Z_95 * float(excess.std(ddof=1)) / len(excess) ** 0.5 if len(excess) > 1 else 1.0
+    gap = float(excess.mean())
     return {
         "geneval": geneval,
         "understanding": understanding,
         "imbalance": imbalance(generated, references),
         "self_reward": self_reward["accuracy"],
         "self_reward_interval": self_reward,
-        "collusion_gap": self_reward["accuracy"] - geneval["images"]["accuracy"],
+        "collusion_gap": gap,
+        "collusion_gap_interval": {"n": len(excess), "ci95": [gap - half, gap + half]},
         "label": label,
         **about,
     }
@@ -110,6 +118,8 @@ def draw_and_judge(
     ask_too: bool = True,
 ) -> tuple[list[dict[str, Any]], np.ndarray]:
     """Rows and pictures of `num_images` images per prompt; without `ask_too` no question is asked on them."""
+    if world.judge is None:
+        raise ValueError("this world has no detector, so nothing can be judged in it")
     judge, size = world.judge(), config.batch_size
     jobs = [(i, k) for i in range(len(prompts)) for k in range(config.num_images)]
     rows: list[dict[str, Any]] = []

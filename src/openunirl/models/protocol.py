@@ -18,8 +18,10 @@ from typing import Literal, Protocol
 import torch
 from torch import nn
 
+from openunirl.config import ModelConfig
 from openunirl.models.checkpoints import read_config, resolve
 from openunirl.models.masked import Estimator
+from openunirl.presets import bundled
 from openunirl.types import (
     AnswerRollout,
     AnswerSampling,
@@ -59,6 +61,7 @@ class UnifiedModel(Protocol):
     """One set of weights that draws and answers."""
 
     net: nn.Module
+    reference_net: nn.Module | None  # set by freeze_reference
 
     @property
     def image_tokenizer(self) -> nn.Module:
@@ -139,28 +142,18 @@ class UnifiedModel(Protocol):
         ...
 
 
-def load_model(
-    weights: str | Path,
-    *,
-    family: str | None = None,
-    image_tokenizer: str | Path | None = None,
-    tokenizer: str | Path | None = None,
-    max_text_len: int | None = None,
-    attn_implementation: str = "sdpa",
-) -> UnifiedModel:
-    """Loads any checkpoint. `family` is read from its config.json where it says so; the other sources default to
-    the same folder (ours are self-contained; official ones name them apart)."""
-    path = resolve(weights)
+def load_model(source: ModelConfig | str | Path) -> UnifiedModel:
+    """Loads a bundled model by name, or any checkpoint: ours is one folder, an official one names its parts apart.
+
+    Errors: ValueError for a source that is not there, of an unknown family, or whose weights do not fit.
+    """
+    source = source if isinstance(source, ModelConfig) else ModelConfig(weights=str(source))
+    path = resolve(bundled(source.weights) or source.weights)
     config = read_config(path)
-    family = family or config.get("family") or str(config.get("_class_name", "")).lower() or None
+    family = source.family or config.get("family") or str(config.get("_class_name", "")).lower() or None
     if family not in MODELS:
-        raise ValueError(f"{weights}: unknown model family {family!r}; known: {', '.join(MODELS)}")
+        raise ValueError(
+            f"{source.weights}: unknown model family {family!r}; say which with --model.family ({', '.join(MODELS)})"
+        )
     module, _, name = MODELS[family].partition(":")
-    adapter = getattr(importlib.import_module(module), name)
-    return adapter.load(
-        path,
-        image_tokenizer=image_tokenizer,
-        tokenizer=tokenizer,
-        max_text_len=max_text_len,
-        attn_implementation=attn_implementation,
-    )
+    return getattr(importlib.import_module(module), name).load(path, source)

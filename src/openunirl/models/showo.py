@@ -25,6 +25,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoTokenizer
 
+from openunirl.config import ModelConfig
 from openunirl.draws import KeyedDraws
 from openunirl.models import checkpoints, masked
 from openunirl.models.answering import answer_tokens, decode_answers, scatter_scores
@@ -61,49 +62,47 @@ class Showo:
         self.image_tokenizer = image_tokenizer.eval().requires_grad_(False)
         self.prompting = prompting
         self.num_image_tokens = num_image_tokens
-        self._reference: nn.Module | None = None
+        self.reference_net: nn.Module | None = None
 
     # ------------------------------------------------------------------------------------------- load, save
 
     @classmethod
-    def load(
-        cls,
-        path: Path,
-        *,
-        image_tokenizer: str | Path | None = None,
-        tokenizer: str | Path | None = None,
-        max_text_len: int | None = None,
-        attn_implementation: str = "sdpa",
-    ) -> Showo:
+    def load(cls, path: Path, source: ModelConfig) -> Showo:
         """From our folder (config.json, model, image_tokenizer, tokenizer/) or the official layout plus its two
         parts."""
         config = checkpoints.read_config(path)
         own = path.is_dir() and (path / "image_tokenizer.safetensors").exists()
         state = checkpoints.read_state(path, "model" if own else None)
         sizes = ShowoSizes.from_state_dict(state)
-        net = ShowoNet(sizes, attn_implementation=attn_implementation)
+        net = ShowoNet(sizes, attn_implementation=source.attn_implementation)
         checkpoints.load_strictly(net, state, path)
-        if not own and (image_tokenizer is None or tokenizer is None):
+        if not own and (source.image_tokenizer is None or source.tokenizer is None):
             raise ValueError(
                 f"{path} holds the language model only: name its parts with --model.image-tokenizer "
                 "(such as showlab/magvitv2) and --model.tokenizer (such as microsoft/phi-1_5)"
             )
-        magvit_path = checkpoints.resolve(image_tokenizer) if image_tokenizer else path
-        magvit_state = checkpoints.read_state(magvit_path, None if image_tokenizer else "image_tokenizer")
+        magvit_path = checkpoints.resolve(source.image_tokenizer) if source.image_tokenizer else path
+        magvit_state = checkpoints.read_state(magvit_path, None if source.image_tokenizer else "image_tokenizer")
         magvit_config = MagvitConfig.from_state_dict(magvit_state, norm_groups=config.get("norm_groups", 32))
         magvit = Magvit(magvit_config)
         checkpoints.load_strictly(
             magvit, magvit_state, magvit_path, optional=("quantize.embedding", "quantize.power_vals")
         )
-        words = AutoTokenizer.from_pretrained(checkpoints.resolve(tokenizer) if tokenizer else path / "tokenizer")
+        words = AutoTokenizer.from_pretrained(
+            checkpoints.resolve(source.tokenizer) if source.tokenizer else path / "tokenizer"
+        )
         prompting = Prompting(
             words,
             num_codes=magvit_config.codebook_size,
-            max_text_len=max_text_len or config.get("max_text_len", 128),
+            max_text_len=source.max_text_len or config.get("max_text_len", 128),
         )
-        if "num_vq_tokens" not in config:
-            raise ValueError(f"{path} has no config.json with num_vq_tokens (256 or 1024 for the released checkpoints)")
-        return cls(net, magvit, prompting, config["num_vq_tokens"])
+        count = source.num_image_tokens or config.get("num_vq_tokens")
+        if not isinstance(count, int):
+            raise ValueError(
+                f"{path} has no config.json with num_vq_tokens: say how many tokens an image has with "
+                "--model.num-image-tokens (256 for show-o, 1024 for show-o-512x512)"
+            )
+        return cls(net, magvit, prompting, count)
 
     def save(self, path: Path, dtype: torch.dtype | None = None) -> None:
         """A self-contained folder; language model and image tokenizer keep their official key names."""
@@ -135,19 +134,21 @@ class Showo:
     def to(self, device: torch.device) -> Showo:
         self.net.to(device)
         self.image_tokenizer.to(device)
+        if self.reference_net is not None:
+            self.reference_net.to(device)
         return self
 
     # -------------------------------------------------------------------------------------------- reference
 
     def freeze_reference(self) -> None:
         """Copies the present weights: they are the base that `reference()` scores with."""
-        self._reference = copy.deepcopy(self.net).requires_grad_(False)
+        self.reference_net = copy.deepcopy(self.net).requires_grad_(False)
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        if self._reference is None:
+        if self.reference_net is None:
             raise ValueError("reference() needs freeze_reference() to be called on the base first")
-        policy, self.net = self.net, self._reference
+        policy, self.net = self.net, self.reference_net
         try:
             yield
         finally:
@@ -170,7 +171,11 @@ class Showo:
         prefix_BL, rows_B = self._prefixes(prompts, guided)
         cache = PrefixCache()
         self.net(
-            prefix_BL, self.prompting.t2i_mask(prefix_BL), positions_BL=self._tail(prefix_BL), cache=cache, **_NOTHING
+            prefix_BL,
+            self.prompting.t2i_mask(prefix_BL),
+            positions_BL=self._tail(prefix_BL),
+            cache=cache,
+            **self._nothing,
         )
         cache = cache.select(rows_B)
         cache.frozen = True
@@ -258,6 +263,11 @@ class Showo:
         return torch.where(tokens_BN == MASKED, vocab.mask, tokens_BN + vocab.code_offset)
 
     @property
+    def _nothing(self) -> dict[str, Any]:
+        """Arguments of a forward that only fills the cache: no position is selected, so the head costs nothing."""
+        return {"select_S": torch.zeros(0, dtype=torch.int64, device=self.device), "rows": (0, 1)}
+
+    @property
     def _code_rows(self) -> tuple[int, int]:
         return self.prompting.vocab.code_offset, self.prompting.vocab.mask
 
@@ -271,7 +281,7 @@ class Showo:
         length = prefix_BL.shape[1]
         mask = torch.ones(1, 1, length, length, dtype=torch.bool, device=self.device)
         cache = PrefixCache()
-        self.net(prefix_BL, mask, cache=cache, **soft, **_NOTHING)
+        self.net(prefix_BL, mask, cache=cache, **soft, **self._nothing)
         vocab = self.prompting.vocab
         return decode_answers(
             self.net,
@@ -296,7 +306,7 @@ class Showo:
         temperature: float = 1.0,
     ) -> AnswerScores:
         ids = answer_tokens(answers, self.prompting.answer)
-        width = max(map(len, ids))
+        width = answers.tokens_QT.shape[1] if isinstance(answers, AnswerRollout) else max(map(len, ids))
         prefix_BL, soft = self._image_prefix(images)
         packed = pack(
             [q.image for q in questions],
@@ -363,10 +373,6 @@ class Showo:
         draw_loss = F.cross_entropy(logits_SV.float(), tokens_BN.flatten().index_select(0, picked_S))
         scores = self.score_answers(batch.asked, batch.questions, batch.answers, support="full")
         return draw_loss, -scores.logprobs_QT.sum() / scores.mask_QT.sum()
-
-
-_NOTHING: dict[str, Any] = {"select_S": torch.zeros(0, dtype=torch.int64), "rows": (0, 1)}
-"""Arguments of a forward that only fills the cache: no position is selected, so the head costs nothing."""
 
 
 def _guide(logits: torch.Tensor, scale: float) -> torch.Tensor:

@@ -63,6 +63,7 @@ class ShowoSizes:
             max_position_embeddings=self.max_positions,
             qk_layernorm=True,  # the official class forces it on, whatever Phi-1.5's config says
             layer_norm_eps=self.layer_norm_eps,
+            hidden_act="gelu_pytorch_tanh",  # Phi's gelu_new in one kernel
             rope_parameters={
                 "rope_type": "default",
                 "rope_theta": self.rope_theta,

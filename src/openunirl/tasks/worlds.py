@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from openunirl.tasks import shapes
+from openunirl.tasks import answers, geneval, shapes
 from openunirl.tasks.shapes_oracle import Oracle
 from openunirl.types import ColorClassifier, Detector, Match, Prompt
 
@@ -35,8 +35,8 @@ class World:
     """(tag, gold answer, model answer)."""
     references: Callable[[Sequence[Prompt], int], np.ndarray]
     """One right picture per prompt, uint8 [P, H, W, 3]; for evaluation only."""
-    judge: Callable[[], Judge]
-    """The detector of the evaluation."""
+    judge: Callable[[], Judge] | None
+    """The detector of the evaluation; None where there is none yet, and nothing can be evaluated."""
 
 
 def _shapes_references(prompts: Sequence[Prompt], seed: int) -> np.ndarray:
@@ -55,4 +55,21 @@ def _shapes() -> World:
     )
 
 
-WORLDS: dict[str, Callable[[], World]] = {"shapes": _shapes}
+def _no_references(prompts: Sequence[Prompt], seed: int) -> np.ndarray:
+    raise ValueError(
+        f"GenEval's world cannot draw reference pictures for {len(prompts)} prompts; give a folder of them"
+    )
+
+
+def _geneval() -> World:
+    return World(
+        label="GenEval",
+        training_prompts=geneval.training_prompts,
+        evaluation_prompts=lambda split, n, seed: geneval.evaluation_prompts()[:n],
+        match=answers.match,
+        references=_no_references,
+        judge=None,
+    )
+
+
+WORLDS: dict[str, Callable[[], World]] = {"shapes": _shapes, "geneval": _geneval}

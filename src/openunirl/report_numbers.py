@@ -1,0 +1,217 @@
+"""The numbers of a report: levels with intervals, changes, tables; for the page and for the terminal.
+
+In: summaries and rows as evaluation/run.py makes them. Out: Line objects, a rich table, a sentence about collusion.
+
+Departures from METHOD: 1. changes carry a paired bootstrap over prompt slots (images of one slot averaged) where both
+evaluations hold the same images; a prompt text that stands in several slots counts in each. 2. The imbalance score and
+the collusion gap carry MOVER intervals (Zou and Donner 2008), as if their two parts were independent; for the gap,
+whose parts share their images, that is on the wide side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+
+from openunirl.evaluation.intervals import paired_difference
+
+RATES = ("answer_wrong_given_image_right", "image_wrong_given_answer_right")
+Row = dict[str, Any]
+Interval = tuple[float, float, float]  # mean, low, high
+_NAMES = {"": "overall", "single_object": "single object", "two_object": "two objects", "color_attr": "two colors"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """A measured share with its 95 % interval. Example: Level(value=0.8, low=0.71, high=0.87, n="100")"""
+
+    value: float
+    low: float
+    high: float
+    n: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One line of a table. Example: Line(name="colors", before=Level(...), after=Level(...), change=(0.1, 0.02, 0.2))
+
+    change: after - before, with ends where the two pair up, else None for them; None where a side is missing.
+    prompts: how many distinct ones. better: the sign of a change for the better, 0 where neither is.
+    """
+
+    name: str
+    before: Level | None
+    after: Level | None
+    change: tuple[float, float | None, float | None] | None
+    prompts: str = ""
+    better: int = 1
+
+
+def get(tree: Any, *keys: str) -> Any:
+    """tree[a][b]..., or None where a part of it is absent or of another kind."""
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def number(value: Any) -> float | None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if number and math.isfinite(value) else None
+
+
+def level(part: Any) -> Level | None:
+    """From {"accuracy" or "overall", "n", "ci95"}; None unless all are there."""
+    value, ends = number(get(part, "overall" if get(part, "accuracy") is None else "accuracy")), get(part, "ci95")
+    low, high = [number(end) for end in ends] if isinstance(ends, Sequence) and len(ends) == 2 else (None, None)
+    if value is None or low is None or high is None:
+        return None
+    return Level(value=value, low=low, high=high, n=str(get(part, "n")))
+
+
+def score(part: Any) -> Level | None:
+    """The imbalance score: the mean of both rates."""
+    value, (a, b) = number(get(part, "score")), (level(get(part, "intervals", rate)) for rate in RATES)
+    if value is None or a is None or b is None:
+        return None
+    below, above = math.hypot(a.value - a.low, b.value - b.low) / 2, math.hypot(a.high - a.value, b.high - b.value) / 2
+    return Level(value=value, low=value - below, high=value + above, n=f"{a.n}+{b.n}")
+
+
+def gap(summary: Any) -> Level | None:
+    """The collusion gap: self-reward minus the detector's verdict, over the same images."""
+    own, judged = level(get(summary, "self_reward_interval")), level(get(summary, "geneval", "images"))
+    if own is None or judged is None:
+        return None
+    value = own.value - judged.value
+    low = value - math.hypot(own.value - own.low, judged.high - judged.value)
+    high = value + math.hypot(own.high - own.value, judged.value - judged.low)
+    return Level(value=value, low=low, high=high, n=own.n)
+
+
+def task_name(tag: str) -> str:
+    return _NAMES.get(tag, tag.replace("_", " "))
+
+
+def line(name: str, sides: Sequence[Level | None], paired: Interval | None = None, **about: Any) -> Line:
+    before, after = sides
+    change = None
+    if before and after:
+        value = after.value - before.value
+        # rows that do not give the summary's own difference belong to another evaluation
+        change = (value, *paired[1:]) if paired and abs(paired[0] - value) < 1e-6 else (value, None, None)
+    return Line(name=name, before=before, after=after, change=change, **about)
+
+
+def tags_of(what: str, *summaries: Any) -> list[str]:
+    """The tasks in any of them, then "" for all together."""
+    return [*dict.fromkeys(tag for summary in summaries for tag in (get(summary, what, "tasks") or ())), ""]
+
+
+def by_task(what: str, before: Any, after: Any, paired: Mapping[tuple[str, str], Interval]) -> list[Line]:
+    lines, tags = [], tags_of(what, before, after)
+    for tag in tags:
+        levels, counts = [], []
+        for side in (before, after):
+            levels.append(level(get(side, what, "tasks", tag) if tag else get(side, what)))
+            some = [get(side, what, "tasks", each, "distinct_prompts") or 0 for each in ([tag] if tag else tags)]
+            counts.append(str(sum(some)))
+        prompts = " / ".join(count for count in dict.fromkeys(counts) if count != "0")
+        lines += [line(task_name(tag), levels, paired.get((what, tag)), prompts=prompts)] if any(levels) else []
+    return lines
+
+
+def headline(before: Any, after: Any, paired: Mapping[tuple[str, str], Interval]) -> dict[str, Line]:
+    """The five numbers that a run is about."""
+
+    def part(name: str, key: str, level: Callable[[Any], Level | None], better: int = 1) -> Line:
+        return line(name, [level(before), level(after)], paired.get((key, "")), better=better)
+
+    return {
+        "drawing": part("Drawing (GenEval)", "geneval", lambda side: level(get(side, "geneval"))),
+        "understanding": part("Understanding", "understanding", lambda side: level(get(side, "understanding"))),
+        "self_reward": part("Self-reward", "self_reward", lambda side: level(get(side, "self_reward_interval")), 0),
+        "imbalance": part("Imbalance score", "", lambda side: score(get(side, "imbalance")), -1),
+        "gap": part("Collusion gap", "collusion_gap", gap, -1),
+    }
+
+
+def image_key(row: Row) -> tuple[int, str, str, str]:
+    return row["index"], str(row.get("sample", 0)), row["tag"], row["prompt"]
+
+
+def paired_changes(before: Mapping[str, list[Row]], after: Mapping[str, list[Row]]) -> dict[tuple[str, str], Interval]:
+    """Bootstrap intervals of after - before, over prompts, where both hold the same prompts and samples.
+
+    Both arguments: {"generated": rows, "references": rows} as evaluate() makes them. Keys: ("geneval", task),
+    ("understanding", task), ("self_reward", ""), ("collusion_gap", ""); task "" is all together.
+    """
+    measures: dict[str, tuple[str, Callable[[Row], float]]] = {
+        "geneval": ("generated", lambda row: row["correct"]),
+        "understanding": ("references", lambda row: row["answer_correct"]),
+        "self_reward": ("generated", lambda row: row["answer_correct"]),
+        "collusion_gap": ("generated", lambda row: row["answer_correct"] - row["correct"]),
+    }
+    found: dict[tuple[str, str], Interval] = {}
+    for what, (kind, value) in measures.items():
+        a, b = ({image_key(row): value(row) for row in side[kind]} for side in (after, before))
+        if a.keys() != b.keys() or not a:
+            continue
+        slots: dict[tuple[str, int], list[tuple[float, float]]] = {}  # the images of one prompt
+        for image in a:
+            slots.setdefault((image[2], image[0]), []).append((a[image], b[image]))
+        means = {slot: np.mean(pairs, axis=0) for slot, pairs in slots.items()}
+        size = Counter(tag for tag, _ in slots)
+        for tag in [*size, ""] if what in ("geneval", "understanding") else [""]:
+            macro = what == "geneval" and not tag
+            weight = {t: len(slots) / (len(size) * size[t]) if macro else 1.0 for t in size}
+            items = np.array([mean * weight[t] for (t, _), mean in means.items() if tag in ("", t)])
+            rng = np.random.default_rng(0)
+            found[what, tag] = paired_difference(items[:, 0], items[:, 1], rng=rng, num_resamples=5000)
+    return found
+
+
+def summary_table(before: dict[str, Any], after: dict[str, Any] | None = None) -> Table:
+    """One or two summaries of summarize_rows for the terminal: shares, n, 95 % intervals, changes."""
+    sides = ("before", "after") if after is not None else ("before",)
+    lines = headline(before, after or {}, {})
+    tasks = [(line, "  ") for line in by_task("geneval", before, after or {}, {})[:-1]]
+    rest = [(lines[key], "") for key in ("understanding", "self_reward", "imbalance", "gap")]
+    title = "before and after training, in %" if after is not None else "in %"
+    table = Table(title=f"{title} (95 % interval)", box=SIMPLE_HEAD, pad_edge=False)
+    columns = ("", "before", "n", "after", "n", "change") if after is not None else ("", "share", "n")
+    for heading in columns:
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    for line, indent in [(lines["drawing"], ""), *tasks, *rest]:
+        cells = []
+        for name in sides:
+            side: Level | None = getattr(line, name)
+            told = f"{100 * side.value:.1f} ({100 * side.low:.0f}..{100 * side.high:.0f})" if side else "-"
+            cells += [told, side.n if side else "-"]
+        if after is not None:
+            cells.append(f"{100 * line.change[0]:+.1f}" if line.change else "-")
+        table.add_row(indent + escape(line.name), *cells)
+    return table
+
+
+def collusion_grew(line: Line) -> bool:
+    """Whether the collusion gap is larger after than before, by any amount."""
+    return line.change is not None and line.change[0] > 1e-9
+
+
+def collusion_verdict(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """The sentence about collusion that ends a run."""
+    line = headline(before, after, {})["gap"]
+    if line.before is None or line.after is None:
+        return "collusion gap: not measured"
+    told = f"collusion gap {100 * line.before.value:+.1f} -> {100 * line.after.value:+.1f} points"
+    if collusion_grew(line):
+        return f"{told}: it grew, so this run shows collusion (the report has the interval)"
+    return f"{told}: it did not grow"

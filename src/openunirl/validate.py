@@ -1,0 +1,65 @@
+"""Checks a RunConfig before anything is loaded or written, so that a mistake costs no time.
+
+In: a RunConfig. Out: nothing, or a ValueError that names the flag, its value and the fix. Torch-free.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from openunirl.config import RunConfig
+
+_AT_LEAST_ONE = (
+    ("rollout", ("num_prompts", "num_generations", "num_questions", "num_answers", "max_new_tokens", "batch_size")),
+    ("loss", ("num_iterations", "num_draws")),
+    ("optim", ("gradient_accumulation_steps",)),
+    ("train", ("max_steps", "save_total_limit")),
+    ("eval", ("num_images", "max_new_tokens", "batch_size")),
+)
+_NOT_NEGATIVE = (
+    ("loss", ("image_coef", "answer_coef", "beta", "epsilon", "num_scored_steps")),
+    ("optim", ("lr", "weight_decay", "warmup_steps", "decay")),
+    ("train", ("save_steps", "eval_steps", "stall_steps")),
+    ("eval", ("num_prompts", "num_references", "during_prompts")),
+)
+
+
+def check(config: RunConfig) -> None:
+    """Errors: ValueError for the first value that cannot work."""
+    for sections, least in ((_AT_LEAST_ONE, 1), (_NOT_NEGATIVE, 0)):
+        for section, names in sections:
+            for name in names:
+                value = getattr(getattr(config, section), name)
+                if value < least:
+                    raise ValueError(f"{_flag(section, name)} is {value}, wanted at least {least}")
+    for section in ("rollout", "eval"):
+        sampling = getattr(config, section).sampling
+        if sampling.num_timesteps < 1 or sampling.temperature <= 0:
+            raise ValueError(
+                f"--{section}.sampling wants num-timesteps >= 1 and temperature > 0; they are "
+                f"{sampling.num_timesteps} and {sampling.temperature}"
+            )
+    if config.rollout.answer_temperature <= 0:
+        raise ValueError(
+            f"--rollout.answer-temperature is {config.rollout.answer_temperature}: GRPO needs sampled answers, above 0"
+        )
+    steps, scored = config.rollout.sampling.num_timesteps, config.loss.num_scored_steps
+    if config.loss.estimator == "trajectory" and scored > steps:
+        raise ValueError(
+            f"--loss.num-scored-steps is {scored}, more than --rollout.sampling.num-timesteps {steps}; 0 scores all"
+        )
+    images = config.rollout.num_prompts * config.rollout.num_generations
+    if config.optim.gradient_accumulation_steps > images:
+        raise ValueError(
+            f"--optim.gradient-accumulation-steps is {config.optim.gradient_accumulation_steps}, "
+            f"more than the {images} images of a step"
+        )
+    if not config.loss.image_coef and not config.loss.answer_coef:
+        raise ValueError("--loss.image-coef and --loss.answer-coef are both 0: nothing would be trained")
+    for tracker in config.train.report_to:
+        if find_spec(tracker) is None:
+            raise ValueError(f"--train.report-to {tracker}: the package is not installed; pip install {tracker}")
+
+
+def _flag(section: str, name: str) -> str:
+    return f"--{section}.{name.replace('_', '-')}"
