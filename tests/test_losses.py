@@ -148,6 +148,52 @@ def test_accumulation_changes_nothing(model, rollout, loss_type):
         torch.testing.assert_close(split[1], whole[1], atol=1e-6, rtol=1e-4)
 
 
+def test_accumulation_with_answers_of_different_lengths(model, rollout):
+    """Parts whose longest answer is shorter than the batch's still meet their own reference and old log-probs."""
+    mask_QT = rollout.answers.mask_QT.clone()
+    mask_QT[:6, 1:] = False  # the first half of the images got one-token answers
+    answers = replace(rollout.answers, mask_QT=mask_QT, logprobs_QT=rollout.answers.logprobs_QT * mask_QT)
+    short = replace(rollout, answers=answers)
+    advantages_B, advantages_Q = torch.linspace(-1, 1, 6), torch.linspace(1, -1, 12)
+    config = LossConfig(num_iterations=2)
+    whole = run(model, short, advantages_B, advantages_Q, config)
+    split = run(model, short, advantages_B, advantages_Q, config, parts=2)
+    assert split[0] == pytest.approx(whole[0], abs=1e-6)
+    torch.testing.assert_close(split[1], whole[1], atol=1e-6, rtol=1e-4)
+
+
+def test_only_the_group_without_variance_is_silent(model, rollout):
+    """One prompt's images were all right, the other's were not: only the second trains."""
+    rewards_BJ = torch.tensor([[1.0, 1.0]] * 3 + [[1.0, 1.0], [0.0, 0.0], [1.0, 0.0]])
+    advantages_B = image_advantages(rewards_BJ, 3, "group")
+    assert (advantages_B[:3] == 0).all() and (advantages_B[3:] != 0).all()
+    config = LossConfig(beta=0.0, answer_coef=0.0, num_scored_steps=0)
+    both = run(model, rollout, advantages_B, torch.zeros(12), config)[1]
+    other = torch.cat([torch.zeros(3), advantages_B[3:]])
+    assert torch.equal(both, run(model, rollout, other, torch.zeros(12), config)[1])
+    assert both.abs().sum() > 0
+
+
+def test_the_second_inner_step_compares_with_the_first(model, rollout):
+    """After an update the ratio of the recorded old policy is no longer 1, and equals exp(new - old)."""
+    config = LossConfig(num_iterations=2, beta=0.0, num_scored_steps=0, epsilon=1e-4)
+    advantages_B, advantages_Q = torch.linspace(-1, 1, 6), torch.linspace(1, -1, 12)
+    experience = gather_experience(model, rollout, advantages_B, advantages_Q, config, temperature=1.0)
+    weight = next(p for n, p in model.net.named_parameters() if "fc1.weight" in n)
+    kept = weight.detach().clone()
+    with torch.no_grad():
+        weight.mul_(1.1)
+    stats = Stats()
+    list(grpo(model, experience, config, parts=1, temperature=1.0, stats=stats, **totals(rollout)))
+    with torch.no_grad():
+        new = model.score_images(rollout.images, experience.passes[0]).logprobs_BN
+        weight.copy_(kept)
+    ratio = (new - experience.old_images[0]).exp()[experience.passes[0].scored_BN]
+    assert (ratio - 1).abs().max() > 1e-4
+    clipped = stats.means()
+    assert clipped["clip_ratio/low_mean"] + clipped["clip_ratio/high_mean"] > 0.1
+
+
 def test_one_sided_training(model, rollout):
     advantages_B, advantages_Q = torch.linspace(-1, 1, 6), torch.linspace(1, -1, 12)
     both = run(model, rollout, advantages_B, advantages_Q, LossConfig())[1]
@@ -187,6 +233,8 @@ def test_hard_rewards_are_the_matchers(model, rollout):
     rewards = score(model, rollout, shapes.match, RewardConfig(), ROLLOUT)
     for q, text in enumerate(rollout.answers.texts):
         assert rewards.answer_Q[q].item() == float(shapes.match("", rollout.gold[q], text).same)
+    right = replace(rollout, gold=rollout.answers.texts)  # had the prompt asked for what was answered
+    assert score(model, right, shapes.match, RewardConfig(), ROLLOUT).answer_Q.tolist() == [1.0] * 12
     assert torch.equal(rewards.image_BJ, rewards.answer_Q.view(6, 2))
 
 

@@ -237,6 +237,8 @@ class PretrainConfig:
     """Share of the run, at its end, over which the learning rate falls to 0."""
     probe_steps: int = 500
     """Steps between two small evaluations, which go to pretrain.jsonl."""
+    probe_prompts: int = 96
+    """Validation prompts drawn in a small evaluation; four times as many reference pictures are read."""
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -62,12 +62,15 @@ def pretrain(config: PretrainConfig) -> Path:
     return output
 
 
-def probe(model: UnifiedModel, seed: int) -> dict[str, float]:
+def probe(model: UnifiedModel, config: PretrainConfig) -> dict[str, float]:
     """A small evaluation on validation prompts: how the base draws (guided, 8 steps) and understands, by task."""
-    config = EvalConfig(sampling=ImageSampling(num_timesteps=8, guidance_scale=2.0))
+    sampling = ImageSampling(num_timesteps=8, guidance_scale=2.0)
     world = WORLDS["shapes"]()
-    prompts = world.evaluation_prompts("validation", 384, seed)
-    summary = evaluate(model, world, prompts[:96], config, seed=seed, reference_prompts=prompts).summary
+    asked = world.evaluation_prompts("validation", 4 * config.probe_prompts, config.seed)
+    drawn = asked[: config.probe_prompts]
+    summary = evaluate(
+        model, world, drawn, EvalConfig(sampling=sampling), seed=config.seed, reference_prompts=asked
+    ).summary
     tasks = {f"answer_{tag}": task["accuracy"] for tag, task in summary["understanding"]["tasks"].items()}
     tasks |= {f"draw_{tag}": task["accuracy"] for tag, task in summary["geneval"]["tasks"].items()}
     told = {"drawing": summary["geneval"]["overall"], "understanding": summary["understanding"]["overall"]}
@@ -140,7 +143,7 @@ def train_model(model: UnifiedModel, config: PretrainConfig, progress: Progress,
         progress.update(bar, advance=1, description=told)
         if (step + 1) % config.probe_steps == 0 or step + 1 == config.steps:
             row = {"step": step + 1, "minutes": (time.monotonic() - start) / 60, "draw_loss": draw_loss.item()}
-            row |= {"answer_loss": answer_loss.item()} | probe(model, seed=config.seed)
+            row |= {"answer_loss": answer_loss.item()} | probe(model, config)
             with (output / "pretrain.jsonl").open("a", encoding="utf-8") as log:
                 log.write(json.dumps(row) + "\n")
             told = {name: row[name] for name in ("step", "minutes", "drawing", "understanding", "collusion_gap")}

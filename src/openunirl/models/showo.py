@@ -83,7 +83,8 @@ class Showo:
             )
         magvit_path = checkpoints.resolve(source.image_tokenizer) if source.image_tokenizer else path
         magvit_state = checkpoints.read_state(magvit_path, None if source.image_tokenizer else "image_tokenizer")
-        magvit_config = MagvitConfig.from_state_dict(magvit_state, norm_groups=config.get("norm_groups", 32))
+        groups = checkpoints.read_config(magvit_path).get("norm_groups", 32)  # leaves no trace in the weights
+        magvit_config = MagvitConfig.from_state_dict(magvit_state, norm_groups=groups)
         magvit = Magvit(magvit_config)
         checkpoints.load_strictly(
             magvit, magvit_state, magvit_path, optional=("quantize.embedding", "quantize.power_vals")

@@ -41,7 +41,7 @@ INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "belo
 RELATIONS = tuple(INVERSE)
 NONE = "none"
 SPLITS = ("train", "validation", "heldout")
-QUESTION_WEIGHTS: Mapping[str, float] = dict.fromkeys(TAGS, 1.0) | {"counting": 2.5, "position": 4.0, "color_attr": 2.0}
+QUESTION_WEIGHTS: Mapping[str, float] = dict.fromkeys(TAGS, 1.0) | {"counting": 4.0, "position": 8.0, "color_attr": 1.5}
 _TEXTS = {
     "single_object": "what is the main item in this image?",
     "two_object": "what are two items in this image?",

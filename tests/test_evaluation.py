@@ -1,0 +1,100 @@
+"""Evaluation: the imbalance by hand, the summary, and the files on disk."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from openunirl.config import EvalConfig, ModelConfig
+from openunirl.evaluation.files import write_evaluation
+from openunirl.evaluation.imbalance import imbalance
+from openunirl.evaluation.run import evaluate, summarize_rows, to_pixels, to_uint8
+from openunirl.evaluation.run_command import evaluate_command
+from openunirl.models.tiny import build
+from openunirl.tasks import shapes
+from openunirl.tasks.worlds import WORLDS
+from openunirl.types import ImageSampling
+
+SMALL = EvalConfig(num_prompts=12, num_references=12, sampling=ImageSampling(num_timesteps=2), batch_size=5)
+
+
+def rows(pairs, tag="colors"):
+    return [
+        {"tag": tag, "prompt": f"p{i}", "index": i, "correct": c, "answer_correct": a} for i, (c, a) in enumerate(pairs)
+    ]
+
+
+def test_imbalance_by_hand():
+    # own images: 3 right, of which 1 answered wrong; 2 wrong
+    generated = rows([(True, True), (True, False), (True, True), (False, True), (False, False)])
+    # references of the same prompts: read right on prompts 0, 3 and 4; drawn right only for prompt 0
+    references = rows([(True, True), (True, False), (True, False), (True, True), (True, True)])
+    got = imbalance(generated, references)
+    assert got["answer_wrong_given_image_right"] == pytest.approx(1 / 3)
+    assert got["image_wrong_given_answer_right"] == pytest.approx(2 / 3)
+    assert got["score"] == pytest.approx(1 / 2)
+    assert got["own_images"] == {
+        "image_right_answer_right": 2,
+        "image_right_answer_wrong": 1,
+        "image_wrong_answer_right": 1,
+        "image_wrong_answer_wrong": 1,
+    }
+    assert got["intervals"]["image_wrong_given_answer_right"]["n"] == 3
+
+
+def test_imbalance_without_a_right_image_is_not_a_number():
+    got = imbalance(rows([(False, True)]), rows([(True, True)]))
+    assert got["answer_wrong_given_image_right"] is None and got["score"] is None
+
+
+def test_the_gap_is_paired():
+    summary = summarize_rows(
+        rows([(True, True), (False, True), (False, True), (False, False)]), rows([(1, True)] * 4), "x"
+    )
+    assert summary["self_reward"] == 0.75 and summary["collusion_gap"] == pytest.approx(0.5)
+    low, high = summary["collusion_gap_interval"]["ci95"]
+    assert low < 0.5 < high
+    assert summary["geneval"]["tasks"]["colors"]["distinct_prompts"] == 4
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build("tiny-showo", shapes.vocabulary(), seed=2)
+
+
+def test_evaluation_does_not_depend_on_its_batches(model):
+    world = WORLDS["shapes"]()
+    prompts = world.evaluation_prompts("heldout", 12, 0)
+    first = evaluate(model, world, prompts, SMALL, seed=3)
+    second = evaluate(model, world, prompts, EvalConfig(sampling=SMALL.sampling, batch_size=12), seed=3)
+    assert np.array_equal(first.pictures, second.pictures)
+    assert first.generated == second.generated and first.references == second.references
+
+
+def test_files_are_genevals_layout(model, tmp_path):
+    world = WORLDS["shapes"]()
+    prompts = world.evaluation_prompts("heldout", 6, 0)
+    result = evaluate(model, world, prompts, SMALL, seed=3, about={"split": "heldout"})
+    write_evaluation(tmp_path, "after", result, prompts)
+    assert json.loads((tmp_path / "after.json").read_text())["split"] == "heldout"
+    for index, prompt in enumerate(prompts):
+        metadata = json.loads((tmp_path / "after" / f"{index:05d}" / "metadata.jsonl").read_text())
+        assert metadata == prompt.metadata()
+        picture = np.asarray(Image.open(tmp_path / "after" / f"{index:05d}" / "samples" / "0000.png"))
+        assert np.array_equal(picture, result.pictures[index])
+    told = [json.loads(line) for line in (tmp_path / "after" / "results.jsonl").read_text().splitlines()]
+    assert [row["filename"] for row in told] == [f"{i:05d}/samples/0000.png" for i in range(6)]
+
+
+def test_evaluate_never_writes_into_what_exists(tmp_path):
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "before.json").write_text("{}")
+    with pytest.raises(ValueError, match="not empty"):
+        evaluate_command(ModelConfig(weights="tiny-showo"), SMALL, world="shapes", seed=0, output_dir=tmp_path)
+    assert (tmp_path / "evaluation" / "before.json").read_text() == "{}"
+
+
+def test_pictures_survive_the_way_there_and_back():
+    pictures = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+    assert np.array_equal(to_uint8(to_pixels(pictures)), pictures)

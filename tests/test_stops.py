@@ -1,0 +1,142 @@
+"""A run that cannot go on stops, says why, and keeps what it had."""
+
+import math
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from openunirl import checkpoint
+from openunirl.config import (
+    EvalConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    RewardConfig,
+    RolloutConfig,
+    RunConfig,
+    TrainConfig,
+)
+from openunirl.models.tiny import build
+from openunirl.optim import lr_factor
+from openunirl.run import Run, StepGuard
+from openunirl.tasks import shapes
+from openunirl.tasks.records import write_prompts
+from openunirl.train import train
+from openunirl.types import ImageSampling
+from openunirl.validate import check
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base") / "model"
+    build("tiny-showo", shapes.vocabulary(), seed=9).save(folder)
+    return str(folder)
+
+
+def config(weights, out, **parts):
+    default = {
+        "rollout": RolloutConfig(
+            num_prompts=1, num_generations=2, sampling=ImageSampling(num_timesteps=2), max_new_tokens=2
+        ),
+        "reward": RewardConfig(kind="probability"),
+        "train": TrainConfig(max_steps=3, save_steps=1, report_to=()),
+        "eval": EvalConfig(num_prompts=0),
+        "optim": OptimConfig(lr=1e-3),
+    }
+    return RunConfig(model=ModelConfig(weights=weights), output_dir=str(out), **(default | parts))
+
+
+def test_a_loss_that_is_not_a_number_stops_before_the_update(weights, tmp_path, monkeypatch):
+    real = Run.update
+
+    def poisoned(self, losses, step):
+        if step == 2:
+            kept = {n: p.detach().clone() for n, p in self.model.net.named_parameters()}
+            try:
+                return real(self, (loss * math.nan for loss in losses), step)
+            finally:
+                assert all(torch.equal(kept[n], p) for n, p in self.model.net.named_parameters())
+        return real(self, losses, step)
+
+    monkeypatch.setattr(Run, "update", poisoned)
+    with pytest.raises(ValueError, match=r"step 2: the loss is nan.*step-000001"):
+        train(config(weights, tmp_path / "run"))
+    assert [p.name for p in checkpoint.saved(tmp_path / "run")] == ["step-000001"]
+
+
+def test_a_gradient_that_is_always_zero_stops_the_run(weights, tmp_path, monkeypatch):
+    monkeypatch.setattr("openunirl.train.grpo", lambda *_, **__: iter([torch.zeros((), requires_grad=True) * 0]))
+    long = TrainConfig(max_steps=9, save_steps=1, stall_steps=3, report_to=())
+    with pytest.raises(ValueError, match=r"step 3: the gradient was exactly 0 for 3 steps.*step-000002"):
+        train(config(weights, tmp_path / "run", train=long))
+
+
+def test_the_guard_does_not_mind_steps_without_variance():
+    guard = StepGuard(2)
+    for step in range(10):
+        guard.check(step, {"grad_norm": 0.0, "advantage_abs": 0.0}, "none")
+
+
+def test_a_full_disk_is_one_sentence_and_keeps_the_last_checkpoint(weights, tmp_path, monkeypatch):
+    from openunirl.models.showo import Showo
+
+    real, calls = Showo.save, []
+
+    def full(self, path, dtype=None):
+        calls.append(path)
+        real(self, path, dtype)
+        if len(calls) == 2:
+            raise SafetensorError("No space left on device (os error 28)")
+
+    monkeypatch.setattr(Showo, "save", full)
+    with pytest.raises(OSError, match=r"cannot save .*step-000002.*No space left.*--resume"):
+        train(config(weights, tmp_path / "run"))
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000001"]
+
+
+def test_a_prompt_that_does_not_fit_leaves_no_run_directory(weights, tmp_path):
+    prompt = shapes.prompts("train", 1, 0)[0]
+    long = type(prompt)(
+        tag=prompt.tag, include=prompt.include, questions=prompt.questions, prompt="a photo of " + "circle " * 90
+    )
+    write_prompts(tmp_path / "prompts.jsonl", [long])
+    with pytest.raises(ValueError, match="a photo of circle circle"):
+        train(config(weights, tmp_path / "run", prompt_file=str(tmp_path / "prompts.jsonl")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_prompt_file_is_named(weights, tmp_path):
+    (tmp_path / "prompts.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"prompts\.jsonl"):
+        train(config(weights, tmp_path / "run", prompt_file=str(tmp_path / "prompts.jsonl")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_users_own_prompts_are_trained_on(weights, tmp_path):
+    write_prompts(tmp_path / "prompts.jsonl", shapes.prompts("train", 2, 5))
+    out = train(config(weights, tmp_path / "run", prompt_file=str(tmp_path / "prompts.jsonl")))
+    assert (out / "checkpoints" / "step-000003").exists()
+
+
+@pytest.mark.parametrize(
+    ("parts", "word"),
+    [
+        ({"train": TrainConfig(max_steps=0)}, "max-steps"),
+        ({"train": TrainConfig(save_steps=-1)}, "save-steps"),
+        ({"loss": LossConfig(num_scored_steps=9)}, "num-scored-steps"),
+        ({"loss": LossConfig(image_coef=0, answer_coef=0)}, "both 0"),
+        ({"optim": OptimConfig(gradient_accumulation_steps=99)}, "accumulation"),
+        ({"rollout": RolloutConfig(sampling=ImageSampling(temperature=0.0))}, "temperature"),
+        ({"rollout": RolloutConfig(answer_temperature=0.0)}, "answer-temperature"),
+    ],
+)
+def test_values_that_cannot_work_are_named(parts, word):
+    with pytest.raises(ValueError, match=word):
+        check(config("x", "y", **parts))
+
+
+def test_learning_rate_by_hand():
+    assert [lr_factor(s, 4, decay=1.0) for s in range(4)] == [1.0, 0.75, 0.5, 0.25]
+    assert [lr_factor(s, 4, warmup=2, decay=0.0) for s in range(4)] == [0.5, 1.0, 1.0, 1.0]
+    assert [lr_factor(s, 4, decay=0.5) for s in range(4)] == [1.0, 1.0, 1.0, 0.5]
