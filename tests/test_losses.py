@@ -47,7 +47,7 @@ def run(model, rollout, advantages_B, advantages_Q, config, parts=1):
     stats, loss = Stats(), 0.0
     for part in grpo(model, experience, config, parts=parts, temperature=1.0, stats=stats, **totals(rollout)):
         part.backward()
-        loss += float(part)
+        loss += float(part.detach())
     gradients = [p.grad.flatten() for p in model.net.parameters() if p.grad is not None]
     return loss, torch.cat(gradients) if gradients else torch.zeros(1), stats.means()
 
@@ -164,7 +164,7 @@ def test_accumulation_with_answers_of_different_lengths(model, rollout):
 
 def test_only_the_group_without_variance_is_silent(model, rollout):
     """One prompt's images were all right, the other's were not: only the second trains."""
-    rewards_BJ = torch.tensor([[1.0, 1.0]] * 3 + [[1.0, 1.0], [0.0, 0.0], [1.0, 0.0]])
+    rewards_BJ = torch.tensor([[1.0, 1.0]] * 3 + [[1.0, 1.0], [0.0, 0.0], [0.0, 0.0]])
     advantages_B = image_advantages(rewards_BJ, 3, "group")
     assert (advantages_B[:3] == 0).all() and (advantages_B[3:] != 0).all()
     config = LossConfig(beta=0.0, answer_coef=0.0, num_scored_steps=0)
