@@ -68,7 +68,8 @@ def test_evaluation_does_not_depend_on_its_batches(model):
     prompts = world.evaluation_prompts("heldout", 12, 0)
     first = evaluate(model, world, prompts, SMALL, seed=3)
     second = evaluate(model, world, prompts, EvalConfig(sampling=SMALL.sampling, batch_size=12), seed=3)
-    assert np.array_equal(first.pictures, second.pictures)
+    # tokens are equal; the decoder's convolutions may round differently in another batch: one grey level
+    assert np.abs(first.pictures.astype(int) - second.pictures.astype(int)).max() <= 1
     assert first.generated == second.generated and first.references == second.references
 
 
