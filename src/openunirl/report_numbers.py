@@ -186,7 +186,7 @@ def summary_table(before: dict[str, Any], after: dict[str, Any] | None = None) -
     rest = [(lines[key], "") for key in ("understanding", "self_reward", "imbalance", "gap")]
     title = "before and after training, in %" if after is not None else "in %"
     table = Table(title=f"{title} (95 % interval)", box=SIMPLE_HEAD, pad_edge=False)
-    columns = ("", "before", "n", "after", "n", "change") if after is not None else ("", "share", "n")
+    columns = ("", "before", "n", "after", "n", "diff") if after is not None else ("", "share", "n")
     for heading in columns:
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for line, indent in [(lines["drawing"], ""), *tasks, *rest]:
