@@ -5,8 +5,7 @@ that only one forward's activations live at a time; their sum is the loss, howev
 
 Source: GRPO (arXiv 2402.03300), names and normalisations as in TRL's GRPOTrainer; UniRL (arXiv 2505.23380) for the two
 halves. Departures: 1. the image half sums over scoring passes of an estimator, weighted (METHOD 2); 2. every
-denominator
-is global over processes.
+denominator is global over processes.
 
 Shapes: B images, N image tokens, Q answers, T answer tokens; S rows and L columns of either table.
 """

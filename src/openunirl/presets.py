@@ -24,8 +24,8 @@ PRESETS: dict[str, RunConfig] = {
     "tiny-showo-grpo": RunConfig(
         model=ModelConfig(weights="tiny-showo", attn_implementation="eager"),
         output_dir="runs/tiny-showo-grpo",
-        # Unguided rollouts move fastest and score the acting policy with one forward; three questions and the
-        # judge's own probability make a strict reward; the answer half learns slowly, or it learns to repeat prompts.
+        # The better of two learning rates on validation prompts, one seed each (docs/experiments.md). Unguided
+        # rollouts score the acting policy with one forward; the answer half gets a small weight against collusion.
         rollout=RolloutConfig(
             num_prompts=8, num_generations=8, num_questions=3, sampling=ImageSampling(num_timesteps=8)
         ),

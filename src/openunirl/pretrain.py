@@ -4,9 +4,8 @@ In: a PretrainConfig. Out: a folder that `load_model` reads. Two stages:
   pictures -> image tokenizer (frozen afterwards) -> (prompt, tokens) to draw and (tokens, questions, answers) to
   answer.
 The base is left unfinished on purpose: many questions and few drawings, so that it judges well and draws badly, which
-is
-the imbalance that the paper starts from. Its understanding also sees damaged pictures and questions whose honest answer
-is "none", so that the judge does not merely repeat what it is asked about.
+is the imbalance that the paper starts from. Its understanding also sees damaged pictures and questions whose honest
+answer is "none", so that the judge does not merely repeat what it is asked about.
 
 Shapes: B pictures, N image tokens.
 """

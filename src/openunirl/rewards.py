@@ -1,10 +1,8 @@
 """What answers are worth: rollout -> rewards.
 
 In: a Rollout. Out: Rewards: one number per answer (judged right or not) and one per image and question. The judge of
-the
-image half is the model itself (the paper) or the frozen base; its verdict is its sampled answer (0/1), or the
-probability
-it gives the gold answer.
+the image half is the model itself (the paper) or the frozen base; its verdict is its sampled answer (0/1), or the
+probability it gives the gold answer.
 
 Source: UniRL (arXiv 2505.23380), section on GRPO. Departures: 1. "probability" rewards (METHOD 4, soft self-reward);
 2. several questions per image and several answers per question.

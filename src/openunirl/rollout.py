@@ -1,9 +1,8 @@
 """prompts -> images -> answers.
 
 In: a model and this step's prompts. Out: a Rollout: P*G images, and on each of them the prompt's questions with K
-sampled
-answers each. Every draw is keyed by (seed, step, prompt index, sample index), so batching and the number of processes
-change nothing.
+sampled answers each. Every draw is keyed by (seed, step, prompt index, sample index), so batching and the number of
+processes change nothing.
 
 Shapes: P prompts, G images per prompt, B = P*G images, J questions per image, K answers per question, Q = B*J*K.
 """

@@ -9,7 +9,7 @@ N image tokens, T answer tokens, V codes, L token positions. This file imports t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -228,7 +228,3 @@ class AnswerScores:
     logprobs_QT: torch.Tensor
     entropy_QT: torch.Tensor
     mask_QT: torch.Tensor
-
-
-RewardFunction = Callable[..., "list[float | None]"]
-"""TRL's shape: f(prompts, images, answers, **columns) -> one reward (or None: not applicable) for each answer."""

@@ -1,9 +1,8 @@
 """Answers, token by token: batched decoding over a shared image prefix, and scores of given answers.
 
 In: a network called as net(ids, mask, positions_BL=, cache=, select_S=, rows=), a cache that holds each question's
-image
-prefix. Out: AnswerRollout / AnswerScores. Questions of different lengths are padded on the left; pads are masked and
-positions skip them, so padding changes nothing.
+image prefix. Out: AnswerRollout / AnswerScores. Questions of different lengths are padded on the left; pads are masked
+and positions skip them, so padding changes nothing.
 
 Shapes: Q questions, T answer tokens, L prompt positions, V rows of the vocabulary, S scored positions.
 """
