@@ -32,6 +32,8 @@ class ModelConfig:
     """Text length in tokens; None takes the checkpoint's own."""
     num_image_tokens: int | None = None
     """Tokens per image; needed only where the checkpoint has no config.json."""
+    roles: tuple[str, str] | None = None
+    """What the checkpoint's prompts call user and assistant (Janus); None takes the checkpoint's own."""
     attn_implementation: Literal["sdpa", "eager"] = "sdpa"
     """Attention kernel. On a CPU at tiny sizes "eager" has the faster backward."""
 
@@ -140,8 +142,9 @@ class TrainConfig:
     """Steps with a gradient of exactly 0, although rewards vary, after which the run stops."""
     report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
     """Trackers beside metrics.jsonl."""
-    mixed_precision: Literal["no", "bf16"] = "no"
-    """Autocast of the network's matrix products; log-probs stay in float32."""
+    mixed_precision: Literal["no", "bf16", "auto"] = "no"
+    """Autocast of the network's matrix products; log-probs stay in float32. "auto": bf16 where the machine multiplies
+    it natively."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -155,31 +155,43 @@ def pretrain_batches(model: UnifiedModel, config: PretrainConfig) -> Iterator[Pr
     rng = np.random.default_rng([config.seed, 2])
     drawn = [shapes.training_example(rng) for _ in range(config.pool)]
     asked = [shapes.random_example(rng, negatives=config.negatives, damaged=config.damaged) for _ in range(config.pool)]
-    drawn_tokens = _encode(model, [scene for _, scene in drawn], rng)
-    asked_tokens = _encode(model, [scene for scene, _ in asked], rng)
+    drawn_images = _read(model, [scene for _, scene in drawn], rng, as_drawn=True)
+    asked_images = _read(model, [scene for scene, _ in asked], rng)
     prompts: list[Prompt] = [prompt for prompt, _ in drawn]
     step = 0
     while True:
-        pick_draw = rng.integers(config.pool, size=config.draw_batch)
-        pick_ask = rng.integers(config.pool, size=config.ask_batch)
-        texts = ["" if rng.random() < config.condition_dropout else prompts[i].prompt for i in pick_draw]
-        asking = [(row, question) for row, i in enumerate(pick_ask) for question in asked[i][1]]
+        pick_draw = torch.from_numpy(rng.integers(config.pool, size=config.draw_batch))
+        pick_ask = torch.from_numpy(rng.integers(config.pool, size=config.ask_batch))
+        texts = ["" if rng.random() < config.condition_dropout else prompts[i].prompt for i in pick_draw.tolist()]
+        asking = [(row, question) for row, i in enumerate(pick_ask.tolist()) for question in asked[i][1]]
         yield PretrainBatch(
             prompts=tuple(texts),
-            drawn=Images(tokens_BN=drawn_tokens[pick_draw]),
+            drawn=drawn_images.select(pick_draw),
             seeds_B=key(config.seed, step, torch.arange(config.draw_batch)),
-            asked=Images(tokens_BN=asked_tokens[pick_ask]),
+            asked=asked_images.select(pick_ask),
             questions=tuple(ImageQuestion(image=row, question=question.question) for row, question in asking),
             answers=tuple(question.answer for _, question in asking),
         )
         step += 1
 
 
-def _encode(model: UnifiedModel, scenes: list[shapes.Scene], rng: np.random.Generator, batch: int = 64) -> torch.Tensor:
-    parts = []
+def _read(
+    model: UnifiedModel,
+    scenes: list[shapes.Scene],
+    rng: np.random.Generator,
+    *,
+    as_drawn: bool = False,
+    batch: int = 64,
+) -> Images:
+    """Pictures of the scenes: as the model would draw them (codes), or as it sees them. Where it sees pixels, every
+    second batch goes through the image tokenizer, because that is how it sees its own drawings."""
+    parts: list[Images] = []
     for start in range(0, len(scenes), batch):
         pixels = to_pixels(shapes.render_batch(scenes[start : start + batch], rng))
-        tokens = model.encode(pixels).tokens_BN
-        assert tokens is not None
-        parts.append(tokens)
-    return torch.cat(parts)
+        part = Images(tokens_BN=model.tokenize(pixels)) if as_drawn else model.encode(pixels)
+        if part.pixels_BCHW is not None and (start // batch) % 2:
+            part = Images(pixels_BCHW=model.decode(Images(tokens_BN=model.tokenize(pixels))))
+        parts.append(part)
+    if parts[0].pixels_BCHW is not None:
+        return Images(pixels_BCHW=torch.cat([part.pixels_BCHW for part in parts if part.pixels_BCHW is not None]))
+    return Images(tokens_BN=torch.cat([part.tokens_BN for part in parts if part.tokens_BN is not None]))

@@ -122,12 +122,17 @@ class ImageSampling:
 
     `temperature` divides token logits; `confidence_temperature` scales the Gumbel noise on Show-o's confidences.
     An autoregressive model draws one token a step and reads neither `num_timesteps` nor `confidence_temperature`.
+    `top_k` draws among the k most probable codes only (0 = all); autoregressive models.
+    `top_p` draws among the fewest codes that hold this share of the probability (1 = all); autoregressive models.
+    Log-probs are always those before this truncation.
     """
 
     num_timesteps: int = 16
     guidance_scale: float = 1.0
     temperature: float = 1.0
     confidence_temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +159,12 @@ class Images:
         if len(given) != 1:
             raise ValueError(f"Images wants exactly one of tokens, onehots and pixels; {len(given)} were given")
         return given[0].shape[0]
+
+    def select(self, rows: torch.Tensor) -> Images:
+        """The images at these places; places may repeat."""
+        tables = (self.tokens_BN, self.onehots_BNV, self.pixels_BCHW)
+        tokens_BN, onehots_BNV, pixels_BCHW = (None if x is None else x.index_select(0, rows) for x in tables)
+        return Images(tokens_BN=tokens_BN, onehots_BNV=onehots_BNV, pixels_BCHW=pixels_BCHW)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,6 +39,12 @@ def check(config: RunConfig) -> None:
                 f"--{section}.sampling wants num-timesteps >= 1 and temperature > 0; they are "
                 f"{sampling.num_timesteps} and {sampling.temperature}"
             )
+    drawn = config.rollout.sampling
+    if drawn.top_k or drawn.top_p != 1:
+        raise ValueError(
+            f"--rollout.sampling has top-k {drawn.top_k} and top-p {drawn.top_p}: a training rollout draws from the "
+            "whole policy (0 and 1), or the KL to the base is infinite"
+        )
     if config.rollout.answer_temperature <= 0:
         raise ValueError(
             f"--rollout.answer-temperature is {config.rollout.answer_temperature}: GRPO needs sampled answers, above 0"

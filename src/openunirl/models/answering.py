@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
 
 from openunirl.draws import KeyedDraws
 from openunirl.models.layers import PrefixCache
@@ -20,7 +19,7 @@ from openunirl.types import AnswerRollout, AnswerSampling, AnswerScores, ImageQu
 
 
 def decode_answers(
-    net: nn.Module,
+    net: Callable[..., torch.Tensor],
     cache: PrefixCache,
     *,
     questions: tuple[ImageQuestion, ...],
@@ -89,8 +88,9 @@ def answer_tokens(answers: AnswerRollout | Sequence[str], tokenize: Callable[[st
 def scatter_scores(
     logits_SV: torch.Tensor, ids: Sequence[list[int]], slot_S: torch.Tensor, width: int, temperature: float
 ) -> AnswerScores:
-    """Logits at scored positions -> tables [Q, width]; `slot_S` are flat places in them."""
-    logp_SV = torch.log_softmax(logits_SV.float() / (temperature or 1.0), dim=-1)
+    """Logits at scored positions -> tables [Q, width], at least float32; `slot_S` are flat places in them."""
+    logits_SV = logits_SV.to(torch.promote_types(logits_SV.dtype, torch.float32))
+    logp_SV = torch.log_softmax(logits_SV / (temperature or 1.0), dim=-1)
     chosen_S1 = torch.tensor([t for row in ids for t in row], device=logits_SV.device)[:, None]
     entropy_S = -(logp_SV.exp() * logp_SV).sum(-1).detach()
 

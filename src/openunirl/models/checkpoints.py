@@ -46,8 +46,11 @@ def weight_files(path: Path, stem: str | None = None) -> list[Path]:
     raise ValueError(f"{path} holds no {wanted} file ({', '.join(_PATTERNS)})")
 
 
-def read_state(path: Path, stem: str | None = None) -> dict[str, torch.Tensor]:
-    """All weights of a file or folder in float32 (integers as they are). Errors: ValueError for an unreadable file."""
+def read_state(path: Path, stem: str | None = None, *, keep_dtype: bool = False) -> dict[str, torch.Tensor]:
+    """All weights of a file or folder in float32 (integers, or all with `keep_dtype`, as they are stored).
+
+    Errors: ValueError for an unreadable file.
+    """
     state: dict[str, torch.Tensor] = {}
     for file in weight_files(path, stem):
         try:
@@ -55,7 +58,7 @@ def read_state(path: Path, stem: str | None = None) -> dict[str, torch.Tensor]:
         except Exception as error:  # damaged files raise many kinds
             raise ValueError(f"{file} cannot be read as weights: {str(error).strip().splitlines()[0]}") from None
         state |= part
-    return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+    return {k: v.float() if v.is_floating_point() and not keep_dtype else v for k, v in state.items()}
 
 
 def _read_pickle(file: Path) -> dict[str, torch.Tensor]:
@@ -72,6 +75,14 @@ def load_strictly(
     module: nn.Module, state: Mapping[str, torch.Tensor], source: object, optional: tuple[str, ...] = ()
 ) -> None:
     """Loads `state`, or says which weights are missing, extra or mis-shaped. The keys `optional` may be missing."""
+    check_fit(module, state, source, optional)
+    module.load_state_dict(dict(state), strict=False)
+
+
+def check_fit(
+    module: nn.Module, state: Mapping[str, torch.Tensor], source: object, optional: tuple[str, ...] = ()
+) -> None:
+    """ValueError saying which weights are missing, extra or mis-shaped; the module may be on the meta device."""
     own = module.state_dict()
     missing = [k for k in own if k not in state and k not in optional]
     extra = [k for k in state if k not in own]
@@ -87,7 +98,6 @@ def load_strictly(
             if names
         ]
         raise ValueError(f"the weights of {source} do not fit {type(module).__name__}; " + "; ".join(told))
-    module.load_state_dict(dict(state), strict=False)
 
 
 def _some(names: list[str], most: int = 3) -> str:

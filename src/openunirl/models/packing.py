@@ -38,8 +38,12 @@ def pack(
     prefix_len: int,
     width: int,
     pad: int,
+    causal_prefix: bool = False,
 ) -> Packed:
-    """images[q] is the image of segment q = questions[q] + answers[q]; `width` is T of the answer table."""
+    """images[q] is the image of segment q = questions[q] + answers[q]; `width` is T of the answer table.
+
+    With `causal_prefix` the prefix's own positions see what stands before them, else the whole prefix.
+    """
     text: list[list[int]] = [[] for _ in range(num_images)]
     segment: list[list[int]] = [[] for _ in range(num_images)]
     offset: list[list[int]] = [[] for _ in range(num_images)]
@@ -63,6 +67,8 @@ def pack(
     causal = torch.ones(length, length, dtype=torch.bool).tril()
     same = segment_BL[:, :, None] == segment_BL[:, None, :]
     mask = (segment_BL == 0)[:, None, :] | (same & causal)
+    if causal_prefix:
+        mask &= causal
     return Packed(
         text_BL=table(text, pad),
         positions_BL=torch.cat([prefix_positions, prefix_len + table(offset, 0)], dim=1),

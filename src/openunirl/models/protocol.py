@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
+from PIL import Image
 from torch import nn
 
 from openunirl.config import ModelConfig
@@ -36,7 +37,11 @@ from openunirl.types import (
 
 MODELS = {
     "showo": "openunirl.models.showo:Showo",
+    "janus": "openunirl.models.janus:Janus",
 }
+
+MODEL_TYPES = {"janus": "janus", "multi_modality": "janus"}
+"""What config.json calls a family in transformers' layout and in its authors' own."""
 
 Support = Literal["text", "full"]
 
@@ -117,6 +122,14 @@ class UnifiedModel(Protocol):
         """Pictures in 0..1, for understanding."""
         ...
 
+    def tokenize(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        """Pictures in 0..1 -> int64 [B, N] codes: the targets of drawing."""
+        ...
+
+    def read_pictures(self, pictures: Sequence[Image.Image]) -> Images:
+        """Pictures of any size and mode, scaled and cropped as the family's official code does, for understanding."""
+        ...
+
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """ValueError naming the first prompt that does not fit the text length."""
         ...
@@ -150,7 +163,8 @@ def load_model(source: ModelConfig | str | Path) -> UnifiedModel:
     source = source if isinstance(source, ModelConfig) else ModelConfig(weights=str(source))
     path = resolve(bundled(source.weights) or source.weights)
     config = read_config(path)
-    family = source.family or config.get("family") or str(config.get("_class_name", "")).lower() or None
+    named = config.get("family") or MODEL_TYPES.get(config.get("model_type", ""))
+    family = source.family or named or str(config.get("_class_name", "")).lower() or None
     if family not in MODELS:
         raise ValueError(
             f"{source.weights}: unknown model family {family!r}; say which with --model.family ({', '.join(MODELS)})"

@@ -13,26 +13,27 @@ Shapes: B images, Q questions, N image tokens, T answer tokens, V codes, L posit
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from PIL import Image
 from torch.nn import functional as F
 from transformers import AutoTokenizer
 
 from openunirl.config import ModelConfig
 from openunirl.draws import KeyedDraws
 from openunirl.models import checkpoints, masked
+from openunirl.models.adapter import Adapter
 from openunirl.models.answering import answer_tokens, decode_answers, scatter_scores
 from openunirl.models.layers import PrefixCache
-from openunirl.models.magvit import Magvit, MagvitConfig, quantizer_losses
+from openunirl.models.magvit import Magvit, MagvitConfig, preprocess, quantizer_losses
 from openunirl.models.masked import MASKED, Estimator
 from openunirl.models.packing import pack
+from openunirl.models.policy import guide, scatter
 from openunirl.models.protocol import PretrainBatch, Support
 from openunirl.models.showo_net import ShowoNet, ShowoSizes
 from openunirl.models.showo_prompting import Prompting
@@ -49,7 +50,7 @@ from openunirl.types import (
 )
 
 
-class Showo:
+class Showo(Adapter):
     """The adapter. `net` is trained; `image_tokenizer` is frozen; `reference()` swaps in the frozen base."""
 
     def __init__(self, net: ShowoNet, image_tokenizer: Magvit, prompting: Prompting, num_image_tokens: int) -> None:
@@ -58,11 +59,10 @@ class Showo:
                 f"the checkpoint's vocabulary has {net.sizes.vocab_size} entries, the tokenizer and image tokenizer "
                 f"make {prompting.vocab.size}: one of them belongs to another model"
             )
-        self.net: nn.Module = net
-        self.image_tokenizer = image_tokenizer.eval().requires_grad_(False)
+        super().__init__(net, image_tokenizer)
+        self.image_tokenizer = image_tokenizer
         self.prompting = prompting
         self.num_image_tokens = num_image_tokens
-        self.reference_net: nn.Module | None = None
 
     # ------------------------------------------------------------------------------------------- load, save
 
@@ -128,33 +128,6 @@ class Showo:
         """Replaces the trained weights by those of a folder that `save` wrote."""
         checkpoints.load_strictly(self.net, checkpoints.read_state(path, "model"), path)
 
-    @property
-    def device(self) -> torch.device:
-        return next(self.net.parameters()).device
-
-    def to(self, device: torch.device) -> Showo:
-        self.net.to(device)
-        self.image_tokenizer.to(device)
-        if self.reference_net is not None:
-            self.reference_net.to(device)
-        return self
-
-    # -------------------------------------------------------------------------------------------- reference
-
-    def freeze_reference(self) -> None:
-        """Copies the present weights: they are the base that `reference()` scores with."""
-        self.reference_net = copy.deepcopy(self.net).requires_grad_(False)
-
-    @contextmanager
-    def reference(self) -> Iterator[None]:
-        if self.reference_net is None:
-            raise ValueError("reference() needs freeze_reference() to be called on the base first")
-        policy, self.net = self.net, self.reference_net
-        try:
-            yield
-        finally:
-            self.net = policy
-
     # ---------------------------------------------------------------------------------------------- drawing
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
@@ -168,6 +141,8 @@ class Showo:
         sampling: ImageSampling,
         draws: masked.Draws | None = None,
     ) -> ImageRollout:
+        if sampling.top_k or sampling.top_p != 1:
+            raise ValueError(f"Show-o draws from all codes: top_k={sampling.top_k} must be 0, top_p={sampling.top_p} 1")
         guided = sampling.guidance_scale != 1
         prefix_BL, rows_B = self._prefixes(prompts, guided)
         cache = PrefixCache()
@@ -190,7 +165,7 @@ class Showo:
         def logits_fn(tokens_BN: torch.Tensor) -> torch.Tensor:
             ids_BL = self.prompting.image_block(self._image_ids(tokens_BN)).repeat(2 if guided else 1, 1)
             logits = self.net(ids_BL, mask, positions_BL=positions, cache=cache, rows=self._code_rows)
-            return _guide(logits[:, 1:-1], sampling.guidance_scale)
+            return guide(logits[:, 1:-1], sampling.guidance_scale)
 
         start_BN = torch.full((len(prompts), self.num_image_tokens), MASKED, device=self.device)
         drawn = masked.sample(logits_fn, draws or KeyedDraws(seeds_B.to(self.device)), start_BN, sampling)
@@ -218,19 +193,27 @@ class Showo:
         entropy_S = -(logp_SV.exp() * logp_SV).sum(-1)
         shape = rollout.tokens_BN.shape
         return ImageScores(
-            logprobs_BN=_scatter(logp_S, picked_S, shape), entropy_BN=_scatter(entropy_S.detach(), picked_S, shape)
+            logprobs_BN=scatter(logp_S, picked_S, shape), entropy_BN=scatter(entropy_S.detach(), picked_S, shape)
         )
 
     def _masked_logits(
         self, prompts: Sequence[str], shown_BN: torch.Tensor, picked_S: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """Acting logits [S, V] at flat image positions `picked_S` of partly masked images; differentiable."""
-        guided = scale != 1
+        """Acting logits [S, V] at flat image positions `picked_S` of partly masked images; differentiable.
+
+        Images of one prompt that show the same (at the first step: nothing) are computed once.
+        """
+        guided, num = scale != 1, self.num_image_tokens
+        row_S, at_S = picked_S // num, picked_S % num
+        states = [(prompt, shown.tobytes()) for prompt, shown in zip(prompts, shown_BN.cpu().numpy(), strict=True)]
+        place = {state: i for i, state in enumerate(dict.fromkeys(states))}
+        if len(place) < len(states):
+            row_S = torch.tensor([place[state] for state in states], device=row_S.device).index_select(0, row_S)
+            first = [states.index(state) for state in place]
+            prompts, shown_BN = [prompts[b] for b in first], shown_BN[first]
         prefix_BL, rows_B = self._prefixes(prompts, guided)
         block_BL = self.prompting.image_block(self._image_ids(shown_BN)).repeat(2 if guided else 1, 1)
         ids_BL = torch.cat([prefix_BL.index_select(0, rows_B), block_BL], dim=1)
-        num = self.num_image_tokens
-        row_S, at_S = picked_S // num, picked_S % num
         select_S = row_S * ids_BL.shape[1] + prefix_BL.shape[1] + 1 + at_S
         if guided:
             select_S = torch.cat([select_S, select_S + len(prompts) * ids_BL.shape[1]])
@@ -241,7 +224,7 @@ class Showo:
             select_S=select_S,
             rows=self._code_rows,
         )
-        return _guide(logits, scale)
+        return guide(logits, scale)
 
     def _prefixes(self, prompts: Sequence[str], guided: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Distinct text prefixes (the unconditional one last), common pads cut; and the prefix of each batch row."""
@@ -350,9 +333,18 @@ class Showo:
         pixels = self.image_tokenizer.decode(tokens_BN.to(self.device))
         return ((pixels.float() + 1) / 2).clamp(0, 1)
 
-    @torch.no_grad()
     def encode(self, pixels_BCHW: torch.Tensor) -> Images:
-        return Images(tokens_BN=self.image_tokenizer.encode(pixels_BCHW.to(self.device) * 2 - 1))
+        return Images(tokens_BN=self.tokenize(pixels_BCHW))
+
+    @torch.no_grad()
+    def tokenize(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        return self.image_tokenizer.encode(pixels_BCHW.to(self.device) * 2 - 1)
+
+    @torch.no_grad()
+    def read_pictures(self, pictures: Sequence[Image.Image]) -> Images:
+        size = math.isqrt(self.num_image_tokens) * self.image_tokenizer.config.patch_size
+        pixels_BCHW = torch.stack([preprocess(picture, size) for picture in pictures])  # -1..1
+        return Images(tokens_BN=self.image_tokenizer.encode(pixels_BCHW.to(self.device)))
 
     # ------------------------------------------------------------------------------------------ pre-training
 
@@ -374,16 +366,3 @@ class Showo:
         draw_loss = F.cross_entropy(logits_SV.float(), tokens_BN.flatten().index_select(0, picked_S))
         scores = self.score_answers(batch.asked, batch.questions, batch.answers, support="full")
         return draw_loss, -scores.logprobs_QT.sum() / scores.mask_QT.sum()
-
-
-def _guide(logits: torch.Tensor, scale: float) -> torch.Tensor:
-    """uncond + w*(cond - uncond); with w = 1 there is no unconditional half."""
-    if scale == 1:
-        return logits
-    cond, uncond = logits.float().chunk(2)
-    return uncond + scale * (cond - uncond)
-
-
-def _scatter(values_S: torch.Tensor, at_S: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    flat = torch.zeros(shape.numel(), dtype=values_S.dtype, device=values_S.device)
-    return flat.index_copy(0, at_S, values_S).view(shape)

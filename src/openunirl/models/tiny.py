@@ -6,16 +6,21 @@ In: the words of a world and a seed. Out: an untrained adapter. `pretrain.py` tr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import JanusConfig, PreTrainedTokenizerFast
 
+from openunirl.models import janus_prompting
+from openunirl.models.janus import Janus
+from openunirl.models.janus_net import JanusNet
 from openunirl.models.magvit import Magvit, MagvitConfig
 from openunirl.models.protocol import UnifiedModel
 from openunirl.models.showo import Showo
 from openunirl.models.showo_net import ShowoNet, ShowoSizes
 from openunirl.models.showo_prompting import Prompting
+from openunirl.models.vq import JanusVQ
 
 END = "<|endoftext|>"
 
@@ -53,7 +58,62 @@ def tiny_showo(words: Sequence[str]) -> Showo:
     return Showo(ShowoNet(sizes, attn_implementation="eager"), magvit, prompting, num_image_tokens=64)
 
 
-TINY: dict[str, Callable[[Sequence[str]], UnifiedModel]] = {"tiny-showo": tiny_showo}
+def tiny_janus(words: Sequence[str]) -> Janus:
+    """1.2 M parameters in the language model, 0.4 M in the vision tower (64x64 pixels, 8x8 patches), 1.1 M in the image
+    tokenizer (8x8 codes, 512 of 8 dimensions). It has no system text: the world has no words for one."""
+    tokenizer = word_tokenizer(words)
+    tokenizer.add_special_tokens(
+        {"bos_token": janus_prompting.BOS, "eos_token": janus_prompting.EOS, "pad_token": janus_prompting.PAD}
+    )
+    images = (janus_prompting.PLACEHOLDER, janus_prompting.BEGIN_IMAGE, janus_prompting.END_IMAGE)
+    tokenizer.add_tokens([*janus_prompting.TAGGED_ROLES, *images], special_tokens=True)
+    config = JanusConfig.from_dict(
+        {
+            "text_config": {
+                "model_type": "llama",
+                "vocab_size": len(tokenizer),
+                "hidden_size": 128,
+                "intermediate_size": 384,
+                "num_hidden_layers": 5,
+                "num_attention_heads": 4,
+                "max_position_embeddings": 256,
+            },
+            "vision_config": {
+                "hidden_size": 96,
+                "num_hidden_layers": 3,
+                "num_attention_heads": 4,
+                "image_size": 64,
+                "patch_size": 8,
+                "num_image_tokens": 64,
+                "projection_dim": 128,
+            },
+            "vq_config": {
+                "embed_dim": 8,
+                "num_embeddings": 512,
+                "latent_channels": 64,
+                "base_channels": 32,
+                "channel_multiplier": [1, 1, 2, 2],
+                "num_res_blocks": 1,
+                "projection_dim": 128,
+                "image_token_embed_dim": 128,
+            },
+            "image_token_id": tokenizer.convert_tokens_to_ids(janus_prompting.PLACEHOLDER),
+            "tie_word_embeddings": False,
+        }
+    )
+    prompting = janus_prompting.Prompting(
+        tokenizer,
+        num_codes=512,
+        num_image_tokens=64,
+        max_text_len=32,
+        roles=janus_prompting.TAGGED_ROLES,
+        system="",
+    )
+    parts: Any = config
+    return Janus(JanusNet(config, attn_implementation="eager"), JanusVQ(parts.vq_config), prompting, config)
+
+
+TINY: dict[str, Callable[[Sequence[str]], UnifiedModel]] = {"tiny-showo": tiny_showo, "tiny-janus": tiny_janus}
 
 
 def build(name: str, words: Sequence[str], seed: int) -> UnifiedModel:

@@ -1,0 +1,113 @@
+"""The network of Janus: transformers' Llama, SigLIP tower, aligners and generation head, behind one forward.
+
+In: text ids, pictures' pixels, drawn codes, a mask, positions. Out: logits of the text head or of the image head at the
+asked positions. Parameter names are those of transformers' JanusForConditionalGeneration; the image tokenizer (its
+`model.vqmodel`) is not part of it.
+
+Departures: 1. the text head has its own weights whatever a config says (the official model is untied; tying is silent
+and moves logits by 13 to 17); 2. the pad id keeps an embedding that is trained, because unconditional rows are made of
+pads; 3. root-mean-square norms are torch's own, one kernel each; 4. masks are boolean here and become additive in the
+model's dtype.
+
+Shapes: B rows, L positions, N drawn codes, S selected positions (flattened over B*L), V rows of a head, H hidden;
+C, height and width of pictures as BCHW.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import JanusConfig, JanusVisionModel, LlamaModel
+from transformers.models.janus.modeling_janus import JanusVisionAlignerMLP, JanusVQVAEAlignerMLP, JanusVQVAEHead
+
+from openunirl.models.layers import PrefixCache, RowsLinear
+
+
+class JanusNet(nn.Module):
+    """All of Janus that is trained. Called as net(ids, mask, ...)."""
+
+    def __init__(self, config: JanusConfig, *, attn_implementation: str = "sdpa") -> None:
+        super().__init__()
+        parts: Any = copy.deepcopy(config)
+        text, vision, vq = parts.text_config, parts.vision_config, parts.vq_config
+        text.pad_token_id = None  # or its embedding would be held at zero
+        text._attn_implementation = vision._attn_implementation = attn_implementation
+        llama = LlamaModel(text)
+        _use_torch_norms(llama, text.rms_norm_eps)
+        self.model = nn.ModuleDict(
+            {
+                "language_model": llama,
+                "vision_model": JanusVisionModel(vision),
+                "aligner": JanusVisionAlignerMLP(vision),
+                "generation_embeddings": nn.Embedding(vq.num_embeddings, vq.embed_dim),
+                "generation_aligner": JanusVQVAEAlignerMLP(vq),
+                "generation_head": JanusVQVAEHead(vq),
+            }
+        )
+        self.lm_head = RowsLinear(text.hidden_size, text.vocab_size, bias=False)
+        nn.init.normal_(self.lm_head.weight, std=0.02)
+
+    def forward(
+        self,
+        ids_BL: torch.Tensor | None,
+        mask: torch.Tensor,
+        *,
+        positions_BL: torch.Tensor,
+        cache: PrefixCache | None = None,
+        codes_BN: torch.Tensor | None = None,
+        pixels_BCHW: torch.Tensor | None = None,
+        pixels_start: int = 0,
+        select_S: torch.Tensor | None = None,
+        head: Literal["text", "image"] = "text",
+        rows: tuple[int, int] | None = None,
+    ) -> torch.Tensor:
+        """Logits at the positions `select_S` (flat indices into B*L; None = all).
+
+        The sequence is the text `ids_BL` and then the drawn codes `codes_BN`; either may be None. What the tower sees
+        in `pixels_BCHW` (0..1) takes the places from `pixels_start` on, whatever ids stand there. mask: bool [B or 1,
+        1, L, L (+ cached)], True = may attend. `rows` is a range of the text head. Returns [S, V] or [B, L, V].
+        """
+        language: Any = self.model["language_model"]
+        parts = []
+        if ids_BL is not None:
+            parts.append(language.embed_tokens(ids_BL))
+        if pixels_BCHW is not None:
+            seen_BLH = self.model["aligner"](self.model["vision_model"](pixels_BCHW * 2 - 1).last_hidden_state)
+            end = pixels_start + seen_BLH.shape[1]
+            parts = [parts[0][:, :pixels_start], seen_BLH, parts[0][:, end:]]
+        if codes_BN is not None:
+            parts.append(self.model["generation_aligner"](self.model["generation_embeddings"](codes_BN)))
+        hidden_BLH = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        additive = torch.zeros(mask.shape, dtype=hidden_BLH.dtype, device=mask.device)
+        additive = additive.masked_fill_(~mask, torch.finfo(hidden_BLH.dtype).min)
+        hidden_BLH = language(
+            inputs_embeds=hidden_BLH,
+            attention_mask=additive.expand(hidden_BLH.shape[0], -1, -1, -1),
+            position_ids=positions_BL,
+            past_key_values=cache,
+            use_cache=False,
+        ).last_hidden_state
+        if select_S is not None:
+            hidden_BLH = hidden_BLH.flatten(0, 1).index_select(0, select_S)
+        return self.model["generation_head"](hidden_BLH) if head == "image" else self.lm_head(hidden_BLH, rows)
+
+
+def _use_torch_norms(llama: nn.Module, eps: float) -> None:
+    for name, module in list(llama.named_modules()):
+        if name.rpartition(".")[2] in ("norm", "input_layernorm", "post_attention_layernorm"):
+            weight: Any = module.weight
+            llama.set_submodule(name, nn.RMSNorm(weight.shape[0], eps=eps))
+
+
+def sizes_of(config: Mapping[str, Any]) -> JanusConfig:
+    """All sizes from a config.json in transformers' layout. Errors: ValueError where a part is missing."""
+    parts = {f"{part}_config": config.get(f"{part}_config") for part in ("text", "vision", "vq")}
+    missing = [name for name, value in parts.items() if not isinstance(value, dict)]
+    if missing:
+        raise ValueError(f"config.json has no {missing[0]}: it is not that of a Janus checkpoint")
+    kept = {name: config[name] for name in ("image_token_id",) if name in config}
+    return JanusConfig.from_dict({**parts, **kept, "tie_word_embeddings": False})

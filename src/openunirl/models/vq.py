@@ -1,0 +1,84 @@
+"""The image tokenizer of Janus: transformers' copy of LlamaGen's VQ-16, with unit-length codes in both directions.
+
+In: pixels in 0..1, code ids, or one-hots over codes. Out: code ids, or pixels in 0..1. Stored weights stay as they are.
+Source: LlamaGen (arXiv 2406.06525) for the quantiser and its losses; deepseek-ai/Janus for the unit length.
+
+Departures from transformers' JanusVQVAE: 1. the nearest code is sought among unit-length codes, as officially (its own
+search takes the stored length and picks other codes); 2. any picture whose sides are multiples of the patch size is
+taken, not one fixed grid; 3. one-hots are decoded too, differentiably; 4. no adversarial and no perceptual loss.
+
+Shapes: B images, N tokens (row-major), V codes, E code width, H height, W width; h, w the token grid.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.nn import functional as F
+from transformers import JanusVQVAE
+from transformers.models.janus.configuration_janus import JanusVQVAEConfig
+
+COMMITMENT = 0.25  # weight of pulling latents to codes, against pulling codes to latents: LlamaGen's beta
+
+
+class JanusVQ(JanusVQVAE):
+    """State-dict keys are those of `model.vqmodel` in transformers' checkpoint."""
+
+    def __init__(self, config: JanusVQVAEConfig) -> None:
+        super().__init__(config)
+        self.num_codes: int = config.num_embeddings
+        self.patch_size: int = 2 ** (len(config.channel_multiplier) - 1)
+
+    def unit_codes(self) -> torch.Tensor:
+        """[V, E], each row of length 1."""
+        return F.normalize(self.quantize.embedding.weight, dim=-1)
+
+    def latents(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        """[B, E, h, w] of length 1 along E, before quantisation. Errors: ValueError for sides that make no grid."""
+        height, width = pixels_BCHW.shape[2:]
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(f"pictures of {height}x{width} pixels: both sides must be multiples of {self.patch_size}")
+        return F.normalize(self.quant_conv(self.encoder(pixels_BCHW * 2 - 1)), dim=1)
+
+    def tokenize(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        """Pictures in 0..1 -> int64 [B, N]."""
+        latents_BEhw = self.latents(pixels_BCHW)
+        # among vectors of length 1 the nearest is the one with the largest product
+        return self._similarity(latents_BEhw).argmax(-1)
+
+    def decode_tokens(self, tokens_BN: torch.Tensor) -> torch.Tensor:
+        """Code ids of a square image -> pixels [B, 3, H, W] in 0..1."""
+        return self._decode(F.embedding(tokens_BN, self.unit_codes()))
+
+    def decode_onehots(self, onehots_BNV: torch.Tensor) -> torch.Tensor:
+        """One-hots (or any mixture of codes) -> pixels in 0..1, differentiable."""
+        codes_VE = self.unit_codes()
+        return self._decode(onehots_BNV.to(codes_VE.dtype) @ codes_VE)
+
+    def loss(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        """L1 and L2 of the reconstruction, plus codebook and commitment terms; straight-through past the quantiser."""
+        latents_BEhw = self.latents(pixels_BCHW)
+        grid = latents_BEhw.shape[2:]
+        nearest_BN = self._similarity(latents_BEhw).argmax(-1)
+        codes_BEhw = F.embedding(nearest_BN, self.unit_codes()).transpose(1, 2).unflatten(2, grid)
+        passed_BEhw = latents_BEhw + (codes_BEhw - latents_BEhw).detach()
+        error_BCHW = 2 * (self._pixels(passed_BEhw) - pixels_BCHW)  # pixels count from -1 to 1, as LlamaGen's do
+        codebook = F.mse_loss(codes_BEhw, latents_BEhw.detach())
+        commitment = F.mse_loss(latents_BEhw, codes_BEhw.detach())
+        return error_BCHW.abs().mean() + error_BCHW.square().mean() + codebook + COMMITMENT * commitment
+
+    def _similarity(self, latents_BEhw: torch.Tensor) -> torch.Tensor:
+        """[B, N, V], in full precision even inside autocast: codes lie closer together than bfloat16 can tell."""
+        with torch.autocast(latents_BEhw.device.type, enabled=False):
+            codes_VE = self.unit_codes()
+            return latents_BEhw.flatten(2).transpose(1, 2).to(codes_VE.dtype) @ codes_VE.T
+
+    def _decode(self, codes_BNE: torch.Tensor) -> torch.Tensor:
+        side = math.isqrt(codes_BNE.shape[1])
+        if side * side != codes_BNE.shape[1]:
+            raise ValueError(f"{codes_BNE.shape[1]} tokens make no square image")
+        return self._pixels(codes_BNE.transpose(1, 2).unflatten(2, (side, side))).clamp(0, 1)
+
+    def _pixels(self, codes_BEhw: torch.Tensor) -> torch.Tensor:
+        return (self.decoder(self.post_quant_conv(codes_BEhw)).to(codes_BEhw.dtype) + 1) / 2
