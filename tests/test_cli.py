@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from openunirl import cli
-from openunirl.cli import COMMANDS, main, wanted
+from openunirl.cli import COMMANDS, main
 from openunirl.config import EvalConfig, ModelConfig, PretrainConfig, to_dict
+from openunirl.flags import flags, wanted
 from openunirl.presets import PRESETS
 
 PRESET = "tiny-showo-grpo"
@@ -335,11 +336,11 @@ def test_the_flags_that_are_suggested_exist(capsys):
     default = cli.TrainArguments(run=PRESETS[PRESET])
     main(["train", PRESET, "--help"])
     shown = set(re.findall(r"--([a-z][\w.-]*)", capsys.readouterr().out)) - {"help"}
-    assert set(cli.flags(cli.TrainArguments, default)) == shown
+    assert set(flags(cli.TrainArguments, default)) == shown
 
 
 def test_every_flag_s_type_has_words():
-    for hint in cli.flags(cli.TrainArguments, cli.TrainArguments(run=PRESETS[PRESET])).values():
+    for hint in flags(cli.TrainArguments, cli.TrainArguments(run=PRESETS[PRESET])).values():
         assert re.fullmatch(r"[\w ,]+", wanted(hint)), hint
 
 

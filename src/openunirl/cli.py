@@ -2,46 +2,35 @@
 
 In: argv. Out: an exit code - 0 done, 1 the run failed, 2 the command line was wrong, 130 interrupted - and, for
 anything but 0, one sentence on stderr that names the thing and the fix (OPENUNIRL_TRACEBACK=1: the traceback, too).
-tyro reads the flags and writes --help; the words of every refusal are ours. Nothing here imports torch, transformers
-or accelerate before the command line is read: handlers are imported inside the functions that call them.
+flags.py reads argv. Nothing here imports torch, transformers or accelerate before the command line is read: handlers
+are imported inside the functions that call them.
 To add a command: its arguments, its function, one line in COMMANDS.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import difflib
-import io
 import json
 import os
 import shlex
 import sys
 import traceback
-import types
-import typing
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
 import tyro
 
 from openunirl.config import EvalConfig, ModelConfig, PretrainConfig, RunConfig, from_dict
-from openunirl.presets import BUNDLED, PRESETS, bundled
+from openunirl.flags import FLAT, UsageError, parse, unknown
+from openunirl.presets import BUNDLED, PRESETS, TINY, bundled
+from openunirl.types import AnswerSampling, ImageSampling
 
 HELP = ("-h", "--help")
 ABOUT_A_RUN = ("command", "commit", "versions")
 """What a run's config.json holds beside its RunConfig."""
-FLAT = tyro.conf.arg(name="")
-"""Marks a nested configuration whose flags carry no prefix of their own: --seed, not --run.seed."""
-
-T = TypeVar("T")
-
-
-class UsageError(Exception):
-    """The command line cannot be carried out; the message is the sentence that the user reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +43,8 @@ class Command:
     """One line for `openunirl --help`."""
     run: Callable[[list[str]], None]
     """Reads the arguments behind the command's name, and does the work."""
+    again: str = ""
+    """How an interrupted call is continued, in words."""
 
 
 # ----------------------------------------------------------------------------------------------- the commands
@@ -130,8 +121,8 @@ def pretrain(argv: list[str]) -> None:
     """A folder with a tiny base model; prints it."""
     default = PretrainConfig(name=tyro.MISSING)
     config = parse(PretrainConfig, argv, default, "openunirl pretrain", COMMANDS["pretrain"].wants)
-    if config.name not in BUNDLED:
-        raise UsageError(unknown("tiny model", config.name, BUNDLED))
+    if config.name not in TINY:
+        raise UsageError(unknown("tiny model", config.name, TINY))
     from openunirl.pretrain import pretrain as handler
 
     print(handler(config))
@@ -162,6 +153,130 @@ def evaluate(argv: list[str]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GenerateArguments:
+    """Draws pictures for prompts, into a folder in GenEval's layout. The same call again draws only what is missing."""
+
+    model: ModelConfig
+    prompts: tuple[str, ...] = ()
+    """Prompts, each a text."""
+    prompt_file: str | None = None
+    """Prompts from a file instead: FILE.jsonl (objects with "prompt", such as GenEval's), or FILE.txt, one a line."""
+    output_dir: str | None = None
+    """Where the pictures are written: 00000/samples/0000.png, 00000/metadata.jsonl, and so on. It must be given."""
+    num_images: int = 4
+    """Pictures per prompt (GenEval: 4)."""
+    seed: int = 0
+    """Every draw is keyed by it, the prompt's number and the picture's number."""
+    batch_size: int = 16
+    """Pictures drawn at once; changes memory and speed, not the result."""
+    sampling: ImageSampling = field(default_factory=ImageSampling)
+
+
+def generate(argv: list[str]) -> None:
+    """Pictures in --output-dir; prints the folder."""
+    prog, default = "openunirl generate", GenerateArguments(model=ModelConfig(weights=tyro.MISSING))
+    args = parse(GenerateArguments, argv, default, prog, COMMANDS["generate"].wants)
+    check_model(args.model.weights)
+    if bool(args.prompts) == (args.prompt_file is not None):
+        told = "not both" if args.prompts else "and there is neither"
+        raise UsageError(f'{prog} wants --prompts "..." or --prompt-file FILE, {told}')
+    if not args.output_dir:
+        raise UsageError(f"{prog} wants --output-dir DIR, where the pictures are written")
+    from openunirl.generate import generate as handler
+
+    folder = handler(
+        args.model,
+        args.prompts if args.prompt_file is None else Path(args.prompt_file),
+        output_dir=Path(args.output_dir),
+        num_images=args.num_images,
+        seed=args.seed,
+        batch_size=args.batch_size,
+        sampling=args.sampling,
+        command=shlex.join(["openunirl", "generate", *argv]),
+    )
+    print(folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerArguments:
+    """Answers questions about pictures: JSON lines {"image", "question", "answer"} in --output or on the terminal."""
+
+    model: ModelConfig
+    images: tuple[str, ...] = ()
+    """Pictures, and folders of pictures: flat ones, or in GenEval's layout as `generate` and `evaluate` write it."""
+    questions: tuple[str, ...] = ()
+    """Questions, each asked on every picture; without them, each GenEval-layout prompt's own is asked."""
+    question_file: str | None = None
+    """Pairs from FILE.jsonl instead: objects with "image" (its path relative to the file) and "question"."""
+    output: str | None = None
+    """File for the rows. The same call again adds only what is missing."""
+    temperature: float = AnswerSampling.temperature
+    """0 takes the most likely token each time; above 0, answers are drawn."""
+    max_new_tokens: int = AnswerSampling.max_new_tokens
+    """Longest answer in tokens."""
+    seed: int = 0
+    """Every draw is keyed by it and the row's number."""
+    batch_size: int = 16
+    """Questions at once."""
+
+
+def answer(argv: list[str]) -> None:
+    """Rows in --output or on stdout."""
+    prog, default = "openunirl answer", AnswerArguments(model=ModelConfig(weights=tyro.MISSING))
+    args = parse(AnswerArguments, argv, default, prog, COMMANDS["answer"].wants)
+    check_model(args.model.weights)
+    if bool(args.images) == (args.question_file is not None):
+        told = "not both" if args.images else "and there is neither"
+        raise UsageError(f"{prog} wants --images FILE... (or a folder) or --question-file FILE, {told}")
+    if args.questions and args.question_file is not None:
+        raise UsageError(f"{prog}: --question-file {args.question_file} holds the questions; drop --questions")
+    from openunirl.answer import answer as handler
+
+    handler(
+        args.model,
+        args.images if args.question_file is None else Path(args.question_file),
+        questions=args.questions,
+        output=Path(args.output) if args.output else None,
+        sampling=AnswerSampling(max_new_tokens=args.max_new_tokens, temperature=args.temperature),
+        seed=args.seed,
+        batch_size=args.batch_size,
+        command=shlex.join(["openunirl", "answer", *argv]),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertArguments:
+    """Writes a checkpoint in another layout, as safetensors, weights bit for bit: from its authors' names to
+    transformers' (hf), or back (official)."""
+
+    source: str
+    """Folder, file, hub id or bundled model."""
+    destination: str
+    """Folder to write; it must not exist, or be empty."""
+    layout: Literal["official", "hf"] | None = None
+    """The layout wanted. It must be given."""
+    base_model: str | None = None
+    """Hub id that the model card names; None: the source's own."""
+    tokenizer: str | None = None
+    """Folder or hub id of the text tokenizer, for a source that comes without one."""
+
+
+def convert(argv: list[str]) -> None:
+    """A folder with the converted checkpoint; prints it."""
+    prog, default = "openunirl convert", ConvertArguments(source=tyro.MISSING, destination=tyro.MISSING)
+    args = parse(ConvertArguments, argv, default, prog, COMMANDS["convert"].wants)
+    if args.layout is None:
+        raise UsageError(f"{prog} wants --layout official or --layout hf")
+    check_model(args.source)
+    from openunirl.models.convert import convert as handler
+
+    folder = handler(
+        args.source, Path(args.destination), args.layout, base_model=args.base_model, tokenizer=args.tokenizer
+    )
+    print(folder)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportArguments:
     """Writes report.html again, from what lies in a run directory."""
 
@@ -181,9 +296,27 @@ def report(argv: list[str]) -> None:
 
 
 COMMANDS: dict[str, Command] = {
-    "train": Command(wants="PRESET", summary="Train a model on its own drawings and answers", run=train),
+    "train": Command(
+        wants="PRESET",
+        summary="Train a model on its own drawings and answers",
+        run=train,
+        again="the same command with --resume continues from the last checkpoint",
+    ),
     "pretrain": Command(wants="NAME", summary="Train a tiny base model from nothing", run=pretrain),
     "evaluate": Command(wants="MODEL", summary="Score a model's drawing and understanding", run=evaluate),
+    "generate": Command(
+        wants="MODEL",
+        summary="Draw pictures for prompts",
+        run=generate,
+        again="the same command draws what is missing",
+    ),
+    "answer": Command(
+        wants="MODEL",
+        summary="Answer questions about pictures",
+        run=answer,
+        again="the same command with --output answers what is missing there",
+    ),
+    "convert": Command(wants="SRC DST", summary="Write a checkpoint in another layout", run=convert),
     "report": Command(wants="RUN", summary="Write the report of a run again", run=report),
 }
 
@@ -193,132 +326,6 @@ def check_model(weights: str) -> None:
     if bundled(weights) is None and "/" not in weights and not Path(weights).exists():
         told = unknown("model", weights, BUNDLED)
         raise UsageError(f"{told}; otherwise give a folder, a file, or a hub id (owner/name)")
-
-
-# --------------------------------------------------------------------------------------------- reading argv
-
-
-def parse(kind: type[T], argv: Sequence[str], default: T, prog: str, wants: str, note: str = "") -> T:
-    """The dataclass `kind` from argv, by tyro; --help prints and exits. Errors: UsageError."""
-    known = flags(kind, default)
-    try:
-        args, left = _tyro(kind, argv, default, prog, note)
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        told = _bad_value(kind, argv, default, known)
-        raise UsageError(told or f"{prog} wants a {wants}: {prog} {wants} [flags]") from None
-    if left:
-        raise UsageError(_unexpected(left, argv, known, f"{prog} {wants}"))
-    return args
-
-
-def _tyro(kind: type[T], argv: Sequence[str], default: T, prog: str, note: str = "") -> tuple[T, list[str]]:
-    """tyro's result and the tokens it knows nothing of; what it says of errors is dropped."""
-    markers = (tyro.conf.PositionalRequiredArgs, tyro.conf.PositionalMetavarFromFieldName)
-    description = f"{kind.__doc__} {note}".strip()
-    with contextlib.redirect_stderr(io.StringIO()):
-        return tyro.cli(
-            kind, args=argv, default=default, prog=prog, description=description, config=markers,
-            return_unknown_args=True,
-        )  # fmt: skip
-
-
-def flags(kind: type, default: Any, prefix: str = "") -> dict[str, Any]:
-    """Every flag without its dashes -> its type; positional fields are left out.
-
-    Example: {"seed": int, "loss.beta": float, "reward.shuffle": bool, "reward.no-shuffle": bool}
-    """
-    found: dict[str, Any] = {}
-    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
-        extras = getattr(hint, "__metadata__", ())
-        hint = hint.__origin__ if extras else hint
-        value, flag = getattr(default, name), name.replace("_", "-")
-        if value is tyro.MISSING or tyro.conf.Positional in extras:
-            continue
-        if dataclasses.is_dataclass(hint):
-            found |= flags(typing.cast(type, hint), value, prefix if FLAT in extras else f"{prefix}{flag}.")
-            continue
-        found[prefix + flag] = hint
-        if hint is bool:
-            found[f"{prefix}no-{flag}"] = hint
-    return found
-
-
-def wanted(hint: Any) -> str:
-    """A type in words. Example: wanted(float | None) == "a number or None"."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        return f"one of {', '.join(map(str, args))}"
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(wanted(arg) for arg in args)
-    if origin is tuple:
-        return f"any number of values, each {wanted(args[0])}"
-    return {int: "a whole number", float: "a number", str: "a text", bool: "no value", types.NoneType: "None"}.get(
-        hint, str(hint)
-    )
-
-
-def _bad_value(kind: type, argv: Sequence[str], default: Any, known: dict[str, Any]) -> str | None:
-    """Which flag tyro refuses: each one is tried alone, behind a stand-in for the positional argument."""
-    groups: list[list[str]] = []
-    for token in argv:
-        if _is_flag(token):
-            groups.append(token.split("=", 1))
-        elif groups:
-            groups[-1].append(token)
-    for flag, *values in groups:
-        hint = known.get(_name(flag))
-        if hint is None:
-            continue
-        try:
-            _tyro(kind, ["stand-in", flag, *values], default, "")
-        except SystemExit:
-            if not values:
-                return f"{flag} wants {wanted(hint)}, and nothing follows it"
-            given = " ".join(values) if typing.get_origin(hint) is tuple else values[0]
-            return f"{flag} wants {wanted(hint)}, not {given!r}"
-    return None
-
-
-def _unexpected(left: Sequence[str], argv: Sequence[str], known: dict[str, Any], usage: str) -> str:
-    """The sentence for tokens that belong to nothing; a flag among them is the likely cause of the rest."""
-    flag = next((token for token in left if _is_flag(token)), None)
-    if flag is not None:
-        name = _name(flag)
-        near = nearest(name, known)
-        told = f"did you mean {' or '.join(f'--{n}' for n in near)}?" if near else "--help lists all flags"
-        return f"unknown flag {flag.partition('=')[0]}; {told}"
-    token = str(left[0])
-    attached = next((a for a in argv if a.endswith(f"={token}")), None)
-    before = _name(attached or argv[len(argv) - 2 - argv[::-1].index(token)])
-    if known.get(before) is bool:
-        return f"--{before} takes no value, so drop {token!r}; --help shows the flag for the opposite"
-    return f"did not expect {token!r}; usage: {usage} [flags]"
-
-
-def _is_flag(token: str) -> bool:
-    return token.startswith("-") and token.lstrip("-")[:1].isalpha() and token.lower() not in ("-inf", "-nan")
-
-
-def _name(flag: str) -> str:
-    return flag.partition("=")[0].lstrip("-").replace("_", "-")
-
-
-def nearest(name: str, known: Iterable[str], most: int = 3) -> list[str]:
-    """The valid names most like `name`, best first; those with the same last part count as near (--lr: optim.lr)."""
-    known, last = list(known), name.rpartition(".")[2]
-    same = [k for k in known if k.rpartition(".")[2] == last]
-    same.sort(key=lambda k: -difflib.SequenceMatcher(None, name, k).ratio())
-    return (same or difflib.get_close_matches(name, known, n=1))[:most]
-
-
-def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """The sentence for a name that is none of `known`, with the nearest of them."""
-    known = list(known)
-    near = nearest(name, known)
-    told = f"did you mean {' or '.join(near)}? " if near else ""
-    return f"unknown {what} {name!r}; {told}Known: {', '.join(known)}"
 
 
 # ------------------------------------------------------------------------------------------------------ main
@@ -335,8 +342,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         return _refuse(str(error), 2)
     except KeyboardInterrupt:
-        resume = "; the same command with --resume continues from the last checkpoint" if argv[:1] == ["train"] else ""
-        return _refuse(f"interrupted{resume}", 130)
+        again = COMMANDS[argv[0]].again if argv and argv[0] in COMMANDS else ""
+        return _refuse(f"interrupted; {again}" if again else "interrupted", 130)
     except BrokenPipeError:  # `... --help | head`; Python would complain once more when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
