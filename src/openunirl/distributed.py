@@ -14,12 +14,15 @@ from accelerate import Accelerator
 from torch import nn
 
 from openunirl.models.protocol import UnifiedModel
+from openunirl.optim import fast_dtype
 
 
 class Processes:
     """This process among its peers."""
 
     def __init__(self, mixed_precision: str = "no", trackers: list[Any] | None = None, project: Path | None = None):
+        if mixed_precision == "auto":
+            mixed_precision = "bf16" if fast_dtype() == torch.bfloat16 else "no"
         self.accelerator = Accelerator(
             mixed_precision=mixed_precision, log_with=trackers or None, project_dir=str(project) if project else None
         )

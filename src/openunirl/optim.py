@@ -39,6 +39,8 @@ def build_optimizer(
 
 
 def fast_dtype() -> torch.dtype:
-    """bfloat16 where this CPU multiplies it natively (then about 2.5 times float32), else float32."""
+    """bfloat16 where this machine multiplies it natively (on such a CPU about 2.5 times float32), else float32."""
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
     return torch.bfloat16 if native else torch.float32
