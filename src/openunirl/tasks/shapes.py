@@ -41,7 +41,11 @@ INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "belo
 RELATIONS = tuple(INVERSE)
 NONE = "none"
 SPLITS = ("train", "validation", "heldout")
-QUESTION_WEIGHTS: Mapping[str, float] = dict.fromkeys(TAGS, 1.0) | {"counting": 4.0, "position": 8.0, "color_attr": 1.5}
+QUESTION_WEIGHTS: Mapping[str, float] = dict.fromkeys(TAGS, 1.0) | {
+    "counting": 10.0,
+    "position": 6.0,
+    "color_attr": 1.5,
+}
 _TEXTS = {
     "single_object": "what is the main item in this image?",
     "two_object": "what are two items in this image?",
