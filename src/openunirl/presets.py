@@ -24,22 +24,28 @@ PRESETS: dict[str, RunConfig] = {
     "tiny-showo-grpo": RunConfig(
         model=ModelConfig(weights="tiny-showo", attn_implementation="eager"),
         output_dir="runs/tiny-showo-grpo",
-        # The better of two learning rates on validation prompts, one seed each (docs/experiments.md). Unguided
-        # rollouts score the acting policy with one forward; the answer half gets a small weight against collusion.
+        # Every step of the trajectory is scored: with two of eight the gradient is mostly noise. Rollouts are guided as
+        # the evaluation is. The answer half gets a small weight against collusion (docs/experiments.md).
         rollout=RolloutConfig(
-            num_prompts=8, num_generations=8, num_questions=3, sampling=ImageSampling(num_timesteps=8)
+            num_prompts=8,
+            num_generations=8,
+            num_questions=3,
+            sampling=ImageSampling(num_timesteps=8, guidance_scale=2.0),
         ),
         reward=RewardConfig(source="self", kind="probability"),
-        loss=LossConfig(beta=0.02, answer_coef=0.2, num_scored_steps=2),
+        loss=LossConfig(beta=0.02, answer_coef=0.1, num_scored_steps=0),
         optim=OptimConfig(lr=3e-4, decay=1.0),
-        train=TrainConfig(max_steps=80, save_steps=20, eval_steps=20),
+        train=TrainConfig(max_steps=48, save_steps=16, eval_steps=16, mixed_precision="auto"),
         # the base's best of timesteps x guidance x temperature on validation prompts (docs/experiments.md)
-        eval=EvalConfig(sampling=ImageSampling(num_timesteps=16, guidance_scale=1.5)),
+        eval=EvalConfig(sampling=ImageSampling(num_timesteps=16, guidance_scale=2.0, temperature=0.7)),
     ),
 }
 
+TINY = ("tiny-showo", "tiny-janus")
+"""What `openunirl pretrain` makes."""
+
 BUNDLED: dict[str, str] = {"tiny-showo": "assets/tiny-showo"}
-"""Models that come with the package: name -> folder, relative to the package. `openunirl pretrain` makes them."""
+"""Models that come with the package: name -> folder, relative to the package."""
 
 
 def bundled(name: str) -> str | None:
