@@ -24,18 +24,18 @@ PRESETS: dict[str, RunConfig] = {
     "tiny-showo-grpo": RunConfig(
         model=ModelConfig(weights="tiny-showo", attn_implementation="eager"),
         output_dir="runs/tiny-showo-grpo",
-        # Every step of the trajectory is scored: with two of eight the gradient is mostly noise. Rollouts are guided as
-        # the evaluation is. The answer half gets a small weight against collusion (docs/experiments.md).
+        # Every step of the trajectory is scored: with two of eight the gradient is mostly noise. Against collusion the
+        # base judges, and the answer half gets a small weight (docs/experiments.md).
         rollout=RolloutConfig(
             num_prompts=8,
             num_generations=8,
             num_questions=3,
-            sampling=ImageSampling(num_timesteps=8, guidance_scale=2.0),
+            sampling=ImageSampling(num_timesteps=8, guidance_scale=1.5),
         ),
-        reward=RewardConfig(source="self", kind="probability"),
-        loss=LossConfig(beta=0.02, answer_coef=0.1, num_scored_steps=0),
+        reward=RewardConfig(source="frozen", kind="probability"),
+        loss=LossConfig(beta=0.02, answer_coef=0.02, num_scored_steps=0),
         optim=OptimConfig(lr=3e-4, decay=1.0),
-        train=TrainConfig(max_steps=48, save_steps=16, eval_steps=16, mixed_precision="auto"),
+        train=TrainConfig(max_steps=44, save_steps=22, eval_steps=22, mixed_precision="auto"),
         # the base's best of timesteps x guidance x temperature on validation prompts (docs/experiments.md)
         eval=EvalConfig(sampling=ImageSampling(num_timesteps=16, guidance_scale=2.0, temperature=0.7)),
     ),
