@@ -18,7 +18,8 @@ import numpy as np
 from openunirl.evaluation.geneval import score
 from openunirl.evaluation.intervals import wilson
 from openunirl.provenance import commit
-from openunirl.tasks.shapes import TAGS, Prompt, prompts, random_example, render_batch, sample_scene
+from openunirl.tasks.shapes import TAGS, Prompt, prompts, render_batch, sample_scene
+from openunirl.tasks.shapes_examples import random_example
 from openunirl.tasks.shapes_oracle import Oracle
 
 Redraw = Callable[[np.ndarray], np.ndarray]  # uint8 [B, H, W, 3] -> the same

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from openunirl.evaluation.geneval import relations, score
-from openunirl.tasks import shapes
+from openunirl.tasks import shapes, shapes_examples
 from openunirl.tasks.shapes import Query, answer_to
 from openunirl.tasks.shapes_oracle import Graft, Oracle, Scene, Thing, clearly_malformed, render, render_batch
 
@@ -203,7 +203,7 @@ def test_scenes_satisfy_their_prompts_and_hold_nothing_else():
 def test_the_vocabulary_covers_every_text():
     words = set(shapes.vocabulary())
     rng = np.random.default_rng(2)
-    asked = [question for _ in range(500) for question in shapes.random_example(rng, 0.5, 0.5)[1]]
+    asked = [question for _ in range(500) for question in shapes_examples.random_example(rng, 0.5, 0.5)[1]]
     texts = [text for question in asked for text in (question.question, question.answer)]
     for prompt in shapes.prompts("train", 1200, 0):
         texts += [prompt.prompt, *(question.question for question in prompt.questions)]
@@ -212,8 +212,8 @@ def test_the_vocabulary_covers_every_text():
 
 def test_random_examples_ask_what_they_should():
     rng = np.random.default_rng(3)
-    plain = [shapes.random_example(rng, negatives=0.0, damaged=0.0) for _ in range(300)]
-    hard = [shapes.random_example(rng, negatives=1.0, damaged=1.0) for _ in range(300)]
+    plain = [shapes_examples.random_example(rng, negatives=0.0, damaged=0.0) for _ in range(300)]
+    hard = [shapes_examples.random_example(rng, negatives=1.0, damaged=1.0) for _ in range(300)]
     for _, asked in plain + hard:
         assert 3 <= len({question.question for question in asked}) == len(asked) <= 4
     assert all(item.graft is None for scene, _ in plain for item in scene.things)
@@ -235,7 +235,7 @@ def test_random_examples_ask_what_they_should():
 
 def test_training_examples_are_balanced_and_from_train():
     rng = np.random.default_rng(4)
-    drawn = [shapes.training_example(rng)[0] for _ in range(600)]
+    drawn = [shapes_examples.training_example(rng)[0] for _ in range(600)]
     assert min(Counter(prompt.tag for prompt in drawn).values()) > 60
     train = sides(shapes.contents("color_attr", "train"))
     assert {prompt.prompt for prompt in drawn if prompt.tag == "color_attr"} <= train
@@ -253,7 +253,7 @@ def test_the_oracle_judges_reference_scenes_right():
 
 def test_the_oracle_finds_boxes_and_all_items_and_no_malformed_thing():
     rng = np.random.default_rng(6)
-    scenes = [shapes.random_example(rng, damaged=0.7)[0] for _ in range(600)]
+    scenes = [shapes_examples.random_example(rng, damaged=0.7)[0] for _ in range(600)]
     wrong = 0
     for scene, found in zip(scenes, ORACLE.detect(list(render_batch(scenes, rng))), strict=True):
         boxes = sorted((name, detection.box) for name, objects in found.items() for detection in objects)
@@ -276,7 +276,7 @@ def test_the_oracle_bears_blur_but_no_damage():
     prompts = shapes.prompts("heldout", 300, 7)
     right = [verdict(prompt, blurred(render(shapes.sample_scene(prompt, rng), rng))).correct for prompt in prompts]
     assert np.mean(right) >= 0.99
-    scenes = [shapes.random_example(rng, damaged=1.0)[0] for _ in range(300)]
+    scenes = [shapes_examples.random_example(rng, damaged=1.0)[0] for _ in range(300)]
     found = ORACLE.detect([blurred(render(scene, rng)) for scene in scenes])
     counts = [sum(map(len, objects.values())) for objects in found]
     assert np.mean([count == len(scene.items) for count, scene in zip(counts, scenes, strict=True)]) >= 0.99
@@ -304,3 +304,23 @@ def test_wrong_content_gets_a_wrong_verdict():
 def test_nothing_is_found_in_flat_and_noisy_pictures(value):
     noise = np.random.default_rng(value).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     assert ORACLE.detect([np.full((64, 64, 3), value, dtype=np.uint8), noise]) == [{}, {}]
+
+
+def test_a_near_miss_is_wrong_in_one_point_that_the_oracle_sees():
+    rng = np.random.default_rng(8)
+    for tag in shapes.TAGS:
+        for content in shapes.contents(tag, "train")[:40]:
+            missed = shapes_examples.near_miss(content)
+            assert missed == shapes_examples.near_miss(content) != content
+            picture = render(shapes.sample_scene(missed.prompt(), rng), rng)
+            assert verdict(missed.prompt(), picture).correct
+            assert not verdict(content.prompt(), picture).correct, (content, missed)
+
+
+def test_near_misses_are_as_frequent_as_asked():
+    rng = np.random.default_rng(9)
+    examples = [shapes_examples.training_example(rng, near_misses=0.4) for _ in range(600)]
+    right = [verdict(prompt, render(scene, rng)).correct for prompt, scene in examples]
+    assert 0.52 < np.mean(right) < 0.68  # 4 standard errors
+    true = [shapes_examples.training_example(rng) for _ in range(100)]
+    assert all(verdict(prompt, render(scene, rng)).correct for prompt, scene in true)

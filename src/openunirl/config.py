@@ -222,6 +222,8 @@ class PretrainConfig:
     """Share of questions that name what the picture does not show."""
     damaged: float = 0.3
     """Share of asked pictures with a malformed thing."""
+    near_misses: float = 0.45
+    """Share of drawings whose prompt is wrong in one point: a count, a colour, a shape, a relation."""
     condition_dropout: float = 0.1
     """Share of drawings without a prompt, for guidance."""
     draw_coef: float = 1.0

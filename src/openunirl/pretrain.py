@@ -29,7 +29,7 @@ from openunirl.models.protocol import PretrainBatch, UnifiedModel, load_model
 from openunirl.models.tiny import build
 from openunirl.optim import build_optimizer, fast_dtype, lr_factor
 from openunirl.provenance import about
-from openunirl.tasks import shapes
+from openunirl.tasks import shapes, shapes_examples
 from openunirl.tasks.shapes_oracle import CELL
 from openunirl.tasks.worlds import WORLDS
 from openunirl.types import ImageQuestion, Images, ImageSampling, Prompt
@@ -55,7 +55,7 @@ def pretrain(config: PretrainConfig) -> Path:
             model.image_tokenizer.load_state_dict(trained.state_dict())
         train_model(model, config, progress, output)
     model.save(output, torch.float16)
-    told = asdict(config) | {"question_weights": dict(shapes.QUESTION_WEIGHTS), "dtype": str(fast_dtype())}
+    told = asdict(config) | {"question_weights": dict(shapes_examples.QUESTION_WEIGHTS), "dtype": str(fast_dtype())}
     told |= about("openunirl pretrain " + config.name)
     (output / "pretrain.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     return output
@@ -89,7 +89,9 @@ def train_tokenizer(model: UnifiedModel, config: PretrainConfig, progress: Progr
     for step in range(config.tokenizer_steps):
         for group in optimizer.param_groups:
             group["lr"] = config.tokenizer_lr * lr_factor(step, config.tokenizer_steps, warmup=50, decay=0.4)
-        scenes = [shapes.random_example(rng, negatives=0.0, damaged=0.3)[0] for _ in range(config.tokenizer_batch)]
+        scenes = [
+            shapes_examples.random_example(rng, negatives=0.0, damaged=0.3)[0] for _ in range(config.tokenizer_batch)
+        ]
         pictures = shapes.render_batch(scenes, rng)
         if step < 0.8 * config.tokenizer_steps:
             pictures = np.stack([_crop(picture, scene, rng) for picture, scene in zip(pictures, scenes, strict=True)])
@@ -153,8 +155,11 @@ def train_model(model: UnifiedModel, config: PretrainConfig, progress: Progress,
 def pretrain_batches(model: UnifiedModel, config: PretrainConfig) -> Iterator[PretrainBatch]:
     """Endless batches from a pool of scenes that is encoded once and gone through in random order."""
     rng = np.random.default_rng([config.seed, 2])
-    drawn = [shapes.training_example(rng) for _ in range(config.pool)]
-    asked = [shapes.random_example(rng, negatives=config.negatives, damaged=config.damaged) for _ in range(config.pool)]
+    drawn = [shapes_examples.training_example(rng, config.near_misses) for _ in range(config.pool)]
+    asked = [
+        shapes_examples.random_example(rng, negatives=config.negatives, damaged=config.damaged)
+        for _ in range(config.pool)
+    ]
     drawn_images = _read(model, [scene for _, scene in drawn], rng, as_drawn=True)
     asked_images = _read(model, [scene for scene, _ in asked], rng)
     prompts: list[Prompt] = [prompt for prompt, _ in drawn]

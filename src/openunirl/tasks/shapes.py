@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -29,7 +29,6 @@ from openunirl.tasks.shapes_oracle import (
     TEMPLATE_BOXES,
     Scene,
     Thing,
-    sample_graft,
 )
 from openunirl.tasks.shapes_oracle import render as render  # offered here too, with the scenes
 from openunirl.tasks.shapes_oracle import render_batch as render_batch
@@ -41,11 +40,6 @@ INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "belo
 RELATIONS = tuple(INVERSE)
 NONE = "none"
 SPLITS = ("train", "validation", "heldout")
-QUESTION_WEIGHTS: Mapping[str, float] = dict.fromkeys(TAGS, 1.0) | {
-    "counting": 10.0,
-    "position": 6.0,
-    "color_attr": 1.5,
-}
 _TEXTS = {
     "single_object": "what is the main item in this image?",
     "two_object": "what are two items in this image?",
@@ -258,10 +252,10 @@ def prompts(split: str, n: int, seed: int) -> list[Prompt]:
 def _shuffled_cycles(pool: Sequence[Content], rng: np.random.Generator) -> Iterator[Content]:
     while True:
         for i in rng.permutation(len(pool)):
-            yield _from_either_side(pool[i], rng)
+            yield from_either_side(pool[i], rng)
 
 
-def _from_either_side(content: Content, rng: np.random.Generator) -> Content:
+def from_either_side(content: Content, rng: np.random.Generator) -> Content:
     return content.flipped() if len(content.shapes) == 2 and rng.random() < 0.5 else content
 
 
@@ -305,87 +299,3 @@ def sample_scene(prompt: Prompt, rng: np.random.Generator) -> Scene:
         # the second clause's object is the one that is placed relative to the first's
         if relation is None or relation_between(things[1], things[0]) == relation:
             return Scene(things=tuple(things))
-
-
-def training_example(rng: np.random.Generator) -> tuple[Prompt, Scene]:
-    """A prompt to draw from the train split, each task type equally likely, and a scene that satisfies it."""
-    pool = contents(TAGS[rng.integers(len(TAGS))], "train")
-    prompt = _from_either_side(pool[rng.integers(len(pool))], rng).prompt()
-    return prompt, sample_scene(prompt, rng)
-
-
-def random_example(
-    rng: np.random.Generator,
-    negatives: float = 0.2,
-    damaged: float = 0.2,
-    weights: Mapping[str, float] = QUESTION_WEIGHTS,
-) -> tuple[Scene, list[Question]]:
-    """A scene and three or four different questions on it, with true answers, to train the answering half.
-
-    The scene is like one of a task type drawn by `weights`, and so are the questions: the first is that type's own.
-    With share `damaged` one thing is malformed. With share `negatives` a question names what is not there: another
-    shape, another colour, or colours exchanged. Where a scene allows too few other questions, more name what is absent.
-    What is asked of position and color_attr never has a held-out content as its true answer.
-    """
-    tag = str(rng.choice(TAGS, p=np.array([weights[t] for t in TAGS]) / sum(weights[t] for t in TAGS)))
-    pool = contents(tag, "train")
-    scene = sample_scene(_from_either_side(pool[rng.integers(len(pool))], rng).prompt(), rng)
-    kinds = [(thing.shape, thing.color) for thing in scene.things]
-    if rng.random() < damaged:
-        things = list(scene.things)
-        broken = int(rng.integers(len(things)))
-        things[broken] = replace(things[broken], graft=sample_graft(*kinds[broken], rng))
-        scene = Scene(things=tuple(things))
-    truths = {query: answer_to(query, scene) for query in _queries(kinds)}
-    absent = {query: answer_to(query, scene) for query in _altered(kinds, rng) if query not in truths}
-    truths, absent = _askable(truths), _askable(absent)
-    asked: list[Question] = []
-    for number in range(int(rng.integers(3, 5))):
-        pools = (absent, truths) if rng.random() < negatives else (truths, absent)
-        own = [[query for query in pool if query.tag == tag] for pool in pools if number == 0]
-        candidates = next(filter(None, [*own, list(pools[0]), list(pools[1])]))
-        tags = sorted({query.tag for query in candidates})
-        shares = np.array([weights[kind] for kind in tags])
-        chosen = tags[int(rng.choice(len(tags), p=shares / shares.sum()))]
-        candidates = [query for query in candidates if query.tag == chosen]
-        query = candidates[int(rng.integers(len(candidates)))]
-        answer = truths.pop(query, "") or absent.pop(query)
-        asked.append(Question(question=query.text, answer=answer))
-    return scene, asked
-
-
-def _queries(kinds: Sequence[tuple[str, str]]) -> list[Query]:
-    """Every question that names only the given (shape, colour) kinds, from both sides."""
-    queries = [Query(tag="single_object"), Query(tag="two_object")]
-    queries += [Query(tag=tag, shapes=(shape,)) for shape, _ in kinds for tag in ("counting", "colors")]
-    for (a, color_a), (b, color_b) in itertools.permutations(kinds, 2):
-        if a != b:
-            queries.append(Query(tag="position", shapes=(a, b), colors=(color_a, color_b)))
-            queries.append(Query(tag="color_attr", shapes=(a, b)))
-    return list(dict.fromkeys(queries))
-
-
-def _altered(kinds: Sequence[tuple[str, str]], rng: np.random.Generator) -> list[Query]:
-    """Questions that name the kinds with one of them in another colour or shape, or with colours exchanged."""
-    shapes, colors = [shape for shape, _ in kinds], [color for _, color in kinds]
-    new_shape = str(rng.choice([shape for shape in SHAPES if shape not in shapes]))
-    new_color = str(rng.choice([color for color in COLORS if color not in colors]))
-    changed = int(rng.integers(len(kinds)))
-    others = [kind for i, kind in enumerate(kinds) if i != changed]
-    recolored, reshaped = (shapes[changed], new_color), (new_shape, colors[changed])
-    exchanged = list(zip(shapes, np.roll(colors, 1).tolist(), strict=True))
-    named = [[*others, recolored], [*others, reshaped], exchanged, [kinds[changed], (new_shape, new_color)]]
-    return [query for some in named for query in _queries(some)]
-
-
-def _askable(answers: Mapping[Query, str | None]) -> dict[Query, str]:
-    """Without the questions that have no single answer and those whose answer states a held-out content."""
-    kept: dict[Query, str] = {}
-    for query, answer in answers.items():
-        if answer is not None:
-            stated = query.tag in ("position", "color_attr") and NONE not in answer.split()
-            colors, relation = (query.colors, answer) if query.tag == "position" else (tuple(answer.split(" and ")), "")
-            content = Content(tag=query.tag, shapes=query.shapes, colors=colors, relation=relation)
-            if not stated or content.split() == "train":
-                kept[query] = answer
-    return kept
