@@ -195,7 +195,7 @@ def test_scenes_satisfy_their_prompts_and_hold_nothing_else():
         assert len(scene.things) == sum(clause["count"] for clause in prompt.include)
         truths = {
             query.text: answer_to(query, scene)
-            for query in shapes._queries([(item.shape, item.color) for item in scene.things])
+            for query in shapes_examples._queries([(item.shape, item.color) for item in scene.things])
         }
         assert [truths[question.question] for question in prompt.questions] == [q.answer for q in prompt.questions]
 

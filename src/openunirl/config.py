@@ -116,6 +116,9 @@ class OptimConfig:
     """AdamW's first decay rate."""
     adam_beta2: float = 0.99
     """AdamW's second decay rate."""
+    adam_epsilon: float = 1e-8
+    """AdamW's epsilon. Far above the gradient's typical entry it turns AdamW into SGD with momentum at the rate
+    lr / adam_epsilon: entries that hold only noise are then not blown up to the size of the others."""
     warmup_steps: int = 0
     """Steps of linear warm-up."""
     decay: float = 1.0
@@ -224,6 +227,10 @@ class PretrainConfig:
     """Share of asked pictures with a malformed thing."""
     near_misses: float = 0.45
     """Share of drawings whose prompt is wrong in one point: a count, a colour, a shape, a relation."""
+    teacher_guidance: float = 0.0
+    """Above 0: no pictures are learned; the weights of --start-from, guided so, teach themselves to draw unguided."""
+    teacher_temperature: float = 1.0
+    """Temperature of that teacher's tokens."""
     condition_dropout: float = 0.1
     """Share of drawings without a prompt, for guidance."""
     draw_coef: float = 1.0

@@ -21,7 +21,13 @@ def lr_factor(step: int, total: int, *, warmup: int = 0, decay: float = 1.0) -> 
 
 
 def build_optimizer(
-    net: nn.Module, *, lr: float, weight_decay: float, name: str = "adamw", betas: tuple[float, float] = (0.9, 0.95)
+    net: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    name: str = "adamw",
+    betas: tuple[float, float] = (0.9, 0.95),
+    epsilon: float = 1e-8,
 ) -> list[torch.optim.Optimizer]:
     """ "adamw", or "muon" for layer matrices with AdamW for the rest. Weight decay never touches norms and biases."""
     trained = [(n, p) for n, p in net.named_parameters() if p.requires_grad]
@@ -31,11 +37,11 @@ def build_optimizer(
     if name == "muon":
         muon = torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
         groups = [{"params": tables, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-        return [muon, torch.optim.AdamW(groups, lr=lr, betas=betas)]
+        return [muon, torch.optim.AdamW(groups, lr=lr, betas=betas, eps=epsilon)]
     if name != "adamw":
         raise ValueError(f"unknown optimizer {name!r}: use adamw or muon")
     groups = [{"params": matrices + tables, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return [torch.optim.AdamW(groups, lr=lr, betas=betas)]
+    return [torch.optim.AdamW(groups, lr=lr, betas=betas, eps=epsilon)]
 
 
 def fast_dtype() -> torch.dtype:

@@ -164,6 +164,10 @@ def pretrain_batches(model: UnifiedModel, config: PretrainConfig) -> Iterator[Pr
     asked_images = _read(model, [scene for scene, _ in asked], rng)
     prompts: list[Prompt] = [prompt for prompt, _ in drawn]
     step = 0
+    teacher = None
+    if config.teacher_guidance:
+        teacher = ImageSampling(guidance_scale=config.teacher_guidance, temperature=config.teacher_temperature)
+        model.freeze_reference()
     while True:
         pick_draw = torch.from_numpy(rng.integers(config.pool, size=config.draw_batch))
         pick_ask = torch.from_numpy(rng.integers(config.pool, size=config.ask_batch))
@@ -176,6 +180,7 @@ def pretrain_batches(model: UnifiedModel, config: PretrainConfig) -> Iterator[Pr
             asked=asked_images.select(pick_ask),
             questions=tuple(ImageQuestion(image=row, question=question.question) for row, question in asking),
             answers=tuple(question.answer for _, question in asking),
+            teacher=teacher,
         )
         step += 1
 

@@ -82,7 +82,11 @@ class Run:
         model.check_prompts([prompt.prompt for prompt in prompts])
         optim = config.optim
         optimizer = build_optimizer(
-            model.net, lr=optim.lr, weight_decay=optim.weight_decay, betas=(optim.adam_beta1, optim.adam_beta2)
+            model.net,
+            lr=optim.lr,
+            weight_decay=optim.weight_decay,
+            betas=(optim.adam_beta1, optim.adam_beta2),
+            epsilon=optim.adam_epsilon,
         )[0]
         optimizer = processes.prepare(model, optimizer)
         if point:

@@ -33,6 +33,7 @@ from openunirl.models.janus_net import JanusNet, sizes_of
 from openunirl.models.janus_prompting import SYSTEM, Prompting, read_picture, read_tokenizer, roles_of
 from openunirl.models.masked import Estimator
 from openunirl.models.packing import pack
+from openunirl.models.policy import drawing_loss, log_policy
 from openunirl.models.protocol import PretrainBatch, Support
 from openunirl.models.static_cache import StaticCache
 from openunirl.models.vq import JanusVQ
@@ -366,7 +367,15 @@ class Janus(Adapter):
         for b, seed in enumerate(batch.seeds_B.tolist()):
             if lengths and not batch.prompts[b].strip():
                 rows[b] = self.prompting.unconditional(lengths[seed % len(lengths)])
-        draw_loss = F.cross_entropy(self._drawn_logits(rows, tokens_BN).float(), tokens_BN.flatten())
+        teacher_SV = None
+        if batch.teacher is not None:
+            with self.reference(), torch.no_grad():
+                both = rows + [self.prompting.unconditional(len(row)) for row in rows]
+                scale = batch.teacher.guidance_scale
+                teacher_SV = log_policy(
+                    self._drawn_logits(both if scale != 1 else rows, tokens_BN), batch.teacher, scale
+                )
+        draw_loss = drawing_loss(self._drawn_logits(rows, tokens_BN), tokens_BN.flatten(), teacher_SV)
         scores = self.score_answers(batch.asked, batch.questions, batch.answers, support="full")
         return draw_loss, -scores.logprobs_QT.sum() / scores.mask_QT.sum()
 

@@ -6,6 +6,7 @@ Shapes: S scored positions, V codes.
 from __future__ import annotations
 
 import torch
+from torch.nn import functional as F
 
 from openunirl.types import ImageSampling
 
@@ -22,6 +23,13 @@ def guide(logits: torch.Tensor, scale: float) -> torch.Tensor:
 def log_policy(logits: torch.Tensor, sampling: ImageSampling, guidance_scale: float) -> torch.Tensor:
     """Log-probs of the acting policy, float32: [2S, V] guided or [S, V] not -> [S, V]."""
     return torch.log_softmax(guide(logits.float(), guidance_scale) / sampling.temperature, dim=-1)
+
+
+def drawing_loss(logits_SV: torch.Tensor, tokens_S: torch.Tensor, teacher_SV: torch.Tensor | None) -> torch.Tensor:
+    """Mean cross-entropy of raw logits to the tokens, or to a teacher's log-probs where there is one."""
+    if teacher_SV is None:
+        return F.cross_entropy(logits_SV.float(), tokens_S)
+    return F.cross_entropy(logits_SV.float(), teacher_SV.exp())
 
 
 def scatter(values_S: torch.Tensor, at_S: torch.Tensor, shape: torch.Size) -> torch.Tensor:

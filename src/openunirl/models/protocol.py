@@ -51,7 +51,9 @@ class PretrainBatch:
     """What a family is trained on from nothing.
 
     `prompts` with `drawn` (one image each; seeds_B keys its masks; an empty prompt trains the unconditional branch);
-    `asked` images with `questions` on them and their gold `answers`.
+    `asked` images with `questions` on them and their gold `answers`. With a `teacher`, the drawing loss is the
+    cross-entropy to the frozen base's own guided, temperature-scaled policy instead of to the tokens (guidance
+    distillation, arXiv 2210.03142): afterwards one unguided forward draws as two guided ones did.
     """
 
     prompts: tuple[str, ...]
@@ -60,6 +62,7 @@ class PretrainBatch:
     asked: Images
     questions: tuple[ImageQuestion, ...]
     answers: tuple[str, ...]
+    teacher: ImageSampling | None = None
 
 
 class UnifiedModel(Protocol):

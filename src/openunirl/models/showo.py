@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch.nn import functional as F
 from transformers import AutoTokenizer
 
 from openunirl.config import ModelConfig
@@ -33,7 +32,7 @@ from openunirl.models.layers import PrefixCache
 from openunirl.models.magvit import Magvit, MagvitConfig, preprocess, quantizer_losses
 from openunirl.models.masked import MASKED, Estimator
 from openunirl.models.packing import pack
-from openunirl.models.policy import guide, scatter
+from openunirl.models.policy import drawing_loss, guide, scatter
 from openunirl.models.protocol import PretrainBatch, Support
 from openunirl.models.showo_net import ShowoNet, ShowoSizes
 from openunirl.models.showo_prompting import Prompting
@@ -363,6 +362,11 @@ class Showo(Adapter):
         picked_S = hidden_BN.flatten().nonzero()[:, 0]
         shown_BN = tokens_BN.masked_fill(hidden_BN, MASKED)
         logits_SV = self._masked_logits(batch.prompts, shown_BN, picked_S, 1.0)
-        draw_loss = F.cross_entropy(logits_SV.float(), tokens_BN.flatten().index_select(0, picked_S))
+        teacher_SV = None
+        if batch.teacher is not None:
+            with self.reference(), torch.no_grad():
+                taught = self._masked_logits(batch.prompts, shown_BN, picked_S, batch.teacher.guidance_scale)
+                teacher_SV = torch.log_softmax(taught.float() / batch.teacher.temperature, dim=-1)
+        draw_loss = drawing_loss(logits_SV, tokens_BN.flatten().index_select(0, picked_S), teacher_SV)
         scores = self.score_answers(batch.asked, batch.questions, batch.answers, support="full")
         return draw_loss, -scores.logprobs_QT.sum() / scores.mask_QT.sum()
