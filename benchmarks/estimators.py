@@ -147,7 +147,7 @@ def measure(config: RunConfig, batches: int, prompts: int, images: int, draws: i
                 compare(some, exact, same, num_tokens, rows[guided, name])
                 passes[name] = len(model.scoring_passes(rollout.images, kind, rollout.scoring_seeds_B))
     told = f"{batches} batches of {prompts} prompts x {images} images, {draws} draws, {settings.sampling}"
-    print(f"{told}; exact log-prob of an image ({num_tokens} tokens) equals the sampler's within {worst:.1e}")
+    print(f"{told}; exact log-prob of an image ({num_tokens} tokens) equals the sampler's within {worst:.1e}\n")
     for credit in CREDITS:
         print(f"{credit}\n\n| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
         for (guided, name), sums in rows.items():

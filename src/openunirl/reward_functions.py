@@ -26,7 +26,7 @@ from typing import Any
 
 COLUMNS = ("questions", "gold", "tags", "metadata", "image_indices")
 """What a reward gets beside prompts, images and answers: the question asked, its gold answer, the task type, the
-prompt's GenEval record, and the number of the image (the answers to one image share the same PIL object)."""
+prompt's GenEval record, and the image's number on this process (the answers to one image share one PIL object)."""
 
 Columns = Mapping[str, Sequence[Any]]
 Values = Sequence[float | None]
