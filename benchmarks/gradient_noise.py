@@ -21,7 +21,7 @@ import torch
 
 from openunirl.advantages import answer_advantages, image_advantages
 from openunirl.config import RunConfig
-from openunirl.evaluation.geneval import score as verdict_of
+from openunirl.evaluation.geneval import judge_pictures
 from openunirl.evaluation.run import to_uint8
 from openunirl.losses import Stats, Totals, gather_experience, grpo
 from openunirl.presets import PRESETS
@@ -34,12 +34,9 @@ from openunirl.run import Run
 def verdicts(run: Run, rollout: Rollout) -> torch.Tensor:
     """[B, 1]: 1 where the world's detector calls the image right."""
     assert run.world.judge is not None
-    judge = run.world.judge()
     pictures = list(to_uint8(run.model.decode(rollout.images.images)))
-    right = []
-    for b, (picture, found) in enumerate(zip(pictures, judge.detect(pictures), strict=True)):
-        metadata = rollout.prompts[b // rollout.num_generations].metadata()
-        right.append(verdict_of(metadata, found, lambda n, o, image=picture: judge.colors(image, o, n)).correct)
+    metadata = [prompt.metadata() for prompt in rollout.prompts for _ in range(rollout.num_generations)]
+    right = [verdict.correct for verdict in judge_pictures(run.world.judge(), metadata, pictures)]
     return torch.tensor(right).float()[:, None]
 
 
@@ -81,7 +78,7 @@ def measure(preset: RunConfig, guidance: float, scored: int, batches: int) -> st
         for step in range(1, batches + 1):
             started = time.perf_counter()
             rollout = roll_out(run.model, run.prompts_of(step), config.rollout, seed=config.seed, step=step)
-            rewards = score(run.model, rollout, run.world.match, config.reward, config.rollout)
+            rewards = score(run.model, rollout, run.world, config.reward, config.rollout)
             own.append(gradient(run, rollout, rewards.image_BJ, rewards.answer_Q))
             seconds += time.perf_counter() - started
             oracle.append(gradient(run, rollout, verdicts(run, rollout), rewards.answer_Q))

@@ -11,11 +11,12 @@ from safetensors.torch import load_file
 from openunirl.config import EvalConfig, ModelConfig, RewardConfig, RolloutConfig, RunConfig, TrainConfig
 from openunirl.models.protocol import load_model
 from openunirl.models.tiny import build
+from openunirl.presets import PRESETS
 from openunirl.tasks import shapes
 from openunirl.types import ImageSampling
 
 SOURCE = Path(__file__).parent.parent / "src" / "openunirl"
-TRAINING = ("rollout.py", "rewards.py", "advantages.py", "losses.py")
+TRAINING = ("rollout.py", "advantages.py", "losses.py")
 
 
 def imported(path):
@@ -30,18 +31,32 @@ def imported(path):
 
 
 @pytest.mark.parametrize("name", TRAINING)
-def test_rewards_and_losses_cannot_see_pictures_or_the_oracle(name):
+def test_rollouts_advantages_and_losses_cannot_see_pictures_or_the_oracle(name):
     for module in imported(SOURCE / name):
         assert not re.search(r"evaluation|shapes|oracle|worlds|detector|PIL", module), f"{name} imports {module}"
 
 
-def test_training_takes_prompts_and_the_matcher_from_its_world_and_nothing_else():
-    used = set(re.findall(r"world\.(\w+)", (SOURCE / "train.py").read_text()))
-    assert used == {"match"}
+def test_only_the_reward_that_says_so_asks_the_detector():
+    tree = ast.parse((SOURCE / "rewards.py").read_text())
+    for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+        used = {node.attr for node in ast.walk(function) if isinstance(node, ast.Attribute)}
+        used |= {node.id for node in ast.walk(function) if isinstance(node, ast.Name)}
+        judges = used & {"judge", "judge_pictures", "references", "evaluation_prompts"}
+        assert not judges or function.name in ("detector_reward", "check_sources"), f"{function.name} uses {judges}"
 
 
-def test_train_steps_never_render(monkeypatch, tmp_path):
-    """Rendering, encoding pictures and the oracle are forbidden for the length of a training step."""
+def test_the_loop_hands_its_world_to_the_rewards_and_uses_nothing_of_it():
+    assert not re.findall(r"world\.\w+", (SOURCE / "train.py").read_text())
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=list(PRESETS))
+def test_no_preset_is_rewarded_by_the_detector_or_by_code_from_elsewhere(preset):
+    assert set(preset.reward.sources) <= {"self", "frozen"}
+
+
+@pytest.mark.parametrize("kind", ["answer", "probability"])
+def test_train_steps_never_see_a_picture(monkeypatch, tmp_path, kind):
+    """Rendering, decoding, encoding and the oracle are forbidden for the length of a training step."""
     from openunirl.models.showo import Showo
     from openunirl.tasks.shapes_oracle import Oracle
     from openunirl.train import train
@@ -53,6 +68,7 @@ def test_train_steps_never_render(monkeypatch, tmp_path):
 
     monkeypatch.setattr(Oracle, "detect", forbidden)
     monkeypatch.setattr(Showo, "encode", forbidden)
+    monkeypatch.setattr(Showo, "decode", forbidden)
     monkeypatch.setattr("openunirl.tasks.shapes.render", forbidden)
     monkeypatch.setattr("openunirl.tasks.shapes.render_batch", forbidden)
     rollout = RolloutConfig(num_prompts=1, num_generations=2, sampling=ImageSampling(num_timesteps=2), max_new_tokens=2)
@@ -61,7 +77,7 @@ def test_train_steps_never_render(monkeypatch, tmp_path):
             model=ModelConfig(weights=str(tmp_path / "model")),
             output_dir=str(tmp_path / "run"),
             rollout=rollout,
-            reward=RewardConfig(kind="probability"),
+            reward=RewardConfig(sources=("self", "frozen"), kind=kind),
             train=TrainConfig(max_steps=2, report_to=()),
             eval=EvalConfig(num_prompts=0),
         )

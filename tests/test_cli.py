@@ -76,6 +76,7 @@ def test_a_preset_as_it_is(handlers):
 
 def test_flags_change_single_fields(handlers):
     flags = "--seed 1 --output-dir runs/a --train.max-steps 50 --rollout.sampling.num-timesteps 4 --loss.beta=0.5 "
+    flags += "--reward.sources self my.module:fn --reward.weights 1 -0.5 "
     flags += "--reward.shuffle --loss.no-logprob-guidance --loss.epsilon_high 0.3 --train.report-to wandb trackio"
     assert main(["train", PRESET, *flags.split()]) == 0
     config = handlers.train[0][0]
@@ -87,7 +88,7 @@ def test_flags_change_single_fields(handlers):
         train=dataclasses.replace(base.train, max_steps=50, report_to=("wandb", "trackio")),
         rollout=dataclasses.replace(base.rollout, sampling=dataclasses.replace(base.rollout.sampling, num_timesteps=4)),
         loss=dataclasses.replace(base.loss, beta=0.5, logprob_guidance=False, epsilon_high=0.3),
-        reward=dataclasses.replace(base.reward, shuffle=True),
+        reward=dataclasses.replace(base.reward, sources=("self", "my.module:fn"), weights=(1.0, -0.5), shuffle=True),
     )
 
 
@@ -199,6 +200,8 @@ def test_report(handlers, tmp_path, capsys):
         (["train", PRESET, "--loss.epsilon-high", "up"], ["--loss.epsilon-high wants a number or None, not 'up'"]),
         (["train", PRESET, "--loss.estimator", "x"], ["--loss.estimator", "trajectory, remask, full_mask", "'x'"]),
         (["train", PRESET, "--train.report-to", "wandb", "x"], ["--train.report-to", "tensorboard", "'wandb x'"]),
+        (["train", PRESET, "--reward.source", "self"], ["unknown flag --reward.source;", "--reward.sources?"]),
+        (["train", PRESET, "--reward.weights", "1", "x"], ["--reward.weights", "each a number", "'1 x'"]),
         (["train", PRESET, "--reward.shuffle", "True"], ["--reward.shuffle takes no value", "'True'"]),
         (["train", PRESET, "--reward.shuffle=no"], ["--reward.shuffle takes no value", "'no'"]),
         (["train", PRESET, "--model.weights", "tiny-shwo"], ["'tiny-shwo'", "did you mean tiny-showo?", "owner/name"]),

@@ -71,6 +71,8 @@ def test_lists_become_tuples_and_whole_numbers_are_numbers():
         ("loss.beta", False, ["config.loss.beta is False", "float"]),
         ("loss.epsilon_high", "no", ["config.loss.epsilon_high is 'no'", "float | None"]),
         ("reward.shuffle", 1, ["config.reward.shuffle is 1", "bool"]),
+        ("reward.sources", "self", ["config.reward.sources is 'self'", "tuple"]),
+        ("reward.weights", ["1"], ["config.reward.weights", "float"]),
         ("loss.estimator", "exact", ["'exact'", "trajectory", "remask", "full_mask"]),
         ("loss.estimator", ["remask"], ["config.loss.estimator", "trajectory"]),
         ("train.report_to", ["tensorbord"], ["'tensorbord'", "'tensorboard'", "'wandb'", "'trackio'"]),

@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from openunirl.advantages import answer_advantages, image_advantages
-from openunirl.config import LossConfig, RewardConfig, RolloutConfig
+from openunirl.config import LossConfig, RolloutConfig
 from openunirl.losses import Stats, Totals, clipped_loss, gather_experience, grpo, kl_k3, normalise
 from openunirl.models.tiny import build
-from openunirl.rewards import Rewards, score, shuffled
 from openunirl.rollout import roll_out
 from openunirl.tasks import shapes
 from openunirl.types import ImageSampling
@@ -224,37 +223,6 @@ def test_the_gradient_raises_what_was_rewarded(model, rollout):
         for name, parameter in model.net.named_parameters():
             parameter.copy_(kept[name])
     assert after > before
-
-
-# -------------------------------------------------------------------------------------------------- rewards
-
-
-def test_hard_rewards_are_the_matchers(model, rollout):
-    rewards = score(model, rollout, shapes.match, RewardConfig(), ROLLOUT)
-    for q, text in enumerate(rollout.answers.texts):
-        assert rewards.answer_Q[q].item() == float(shapes.match("", rollout.gold[q], text).same)
-    right = replace(rollout, gold=rollout.answers.texts)  # had the prompt asked for what was answered
-    assert score(model, right, shapes.match, RewardConfig(), ROLLOUT).answer_Q.tolist() == [1.0] * 12
-    assert torch.equal(rewards.image_BJ, rewards.answer_Q.view(6, 2))
-
-
-def test_probability_rewards_are_the_judges_own(model, rollout):
-    rewards = score(model, rollout, shapes.match, RewardConfig(kind="probability"), ROLLOUT)
-    scores = model.score_answers(rollout.images.images, rollout.answers.questions, rollout.gold)
-    q = 3
-    tokens = int(scores.mask_QT[q].sum())
-    want = scores.logprobs_QT[q].sum().div(tokens).exp().item()
-    assert rewards.image_BJ[1, 1].item() == pytest.approx(want, rel=1e-5)
-    frozen = score(model, rollout, shapes.match, RewardConfig(kind="probability", source="frozen"), ROLLOUT)
-    torch.testing.assert_close(frozen.image_BJ, rewards.image_BJ)
-
-
-def test_shuffling_keeps_the_rewards_and_loses_their_owners():
-    rewards = Rewards(answer_Q=torch.arange(12.0), image_BJ=torch.arange(12.0).view(6, 2))
-    mixed = shuffled(rewards, torch.arange(6))
-    assert sorted(mixed.answer_Q.tolist()) == rewards.answer_Q.tolist()
-    assert sorted(mixed.image_BJ[:, 0].tolist()) == rewards.image_BJ[:, 0].tolist()
-    assert not torch.equal(mixed.image_BJ, rewards.image_BJ)
 
 
 def test_a_rollout_does_not_depend_on_its_batching(model):

@@ -2,13 +2,15 @@
 
 Source: GRPO (DeepSeekMath, arXiv 2402.03300) with TRL's `scale_rewards`; credit assignment of METHOD 4: an image is
 compared by the mean over its answers with the other images of its prompt; an answer with the answers to the same
-question on all images of the prompt, or, with several answers per image, with those on its own image.
+question on all images of the prompt, or, with several answers per image, with those on its own image. Departure from
+TRL: a reward that does not apply (nan) takes no part, where TRL counts it as 0.
 
 Shapes: P prompts, G images per prompt, J questions per image, K answers per question.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -22,24 +24,29 @@ def group_advantages(rewards_RG: torch.Tensor, scale: Scale, batch_std: float | 
     """Centred within each row, then divided by the row's standard deviation, the batch's, or nothing. [R, G] -> [R, G].
 
     `batch_std` is the standard deviation over all processes' rewards; None takes that of `rewards_RG`. A row whose
-    rewards are all equal gets exactly 0.
+    rewards are all equal gets exactly 0. A reward that is nan (none applies) gets 0 and has no part in its row.
     Example: group_advantages(tensor([[1., 0.], [1., 1.]]), "none") == tensor([[.5, -.5], [0., 0.]])
     """
-    centred_RG = rewards_RG - rewards_RG.mean(1, keepdim=True)
-    equal_R1 = (rewards_RG == rewards_RG[:, :1]).all(1, keepdim=True)
-    centred_RG = centred_RG.masked_fill(equal_R1, 0.0)  # the mean of equal floats need not equal them
-    if scale == "none" or rewards_RG.shape[1] == 1:
+    known_RG = ~rewards_RG.isnan()
+    low_R1 = rewards_RG.masked_fill(~known_RG, math.inf).amin(1, keepdim=True)
+    high_R1 = rewards_RG.masked_fill(~known_RG, -math.inf).amax(1, keepdim=True)
+    centred_RG = (rewards_RG - rewards_RG.nanmean(1, keepdim=True)).masked_fill(~known_RG, 0.0)
+    centred_RG = centred_RG.masked_fill(low_R1 == high_R1, 0.0)  # the mean of equal floats need not equal them
+    if scale == "none":
         return centred_RG
     if scale == "batch":
-        return centred_RG / ((rewards_RG.std() if batch_std is None else batch_std) + EPS)
-    return centred_RG / (rewards_RG.std(1, keepdim=True) + EPS)
+        known = rewards_RG[known_RG]
+        own_std = float(known.std()) if len(known) > 1 else 0.0
+        return centred_RG / ((own_std if batch_std is None else batch_std) + EPS)
+    degrees_R1 = (known_RG.sum(1, keepdim=True) - 1).clamp_min(1)
+    return centred_RG / ((centred_RG.square().sum(1, keepdim=True) / degrees_R1).sqrt() + EPS)
 
 
 def image_advantages(
     image_BJ: torch.Tensor, num_generations: int, scale: Scale, batch_std: float | None = None
 ) -> torch.Tensor:
-    """[B, J] rewards -> [B] advantages of the images."""
-    return group_advantages(image_BJ.mean(1).view(-1, num_generations), scale, batch_std).flatten()
+    """[B, J] rewards -> [B] advantages of the images; nan where no reward applies."""
+    return group_advantages(image_BJ.nanmean(1).view(-1, num_generations), scale, batch_std).flatten()
 
 
 def answer_advantages(

@@ -64,11 +64,15 @@ class RolloutConfig:
 class RewardConfig:
     """What a rollout is worth."""
 
-    source: Literal["self", "frozen"] = "self"
-    """Who answers for the image reward: the current model (the paper) or the frozen base (a fixed judge)."""
+    sources: tuple[str, ...] = ("self",)
+    """Who says what an image is worth: self (the current model answers: the paper), frozen (the base answers: a fixed
+    judge), detector (the evaluation's verdict on the picture: the results say so), or module:function, a function of
+    yours f(prompts, images, answers, **columns) -> list of numbers. Several add up."""
+    weights: tuple[float, ...] = ()
+    """Weight of each source (TRL's reward_weights); none given: 1 each."""
     kind: Literal["answer", "probability"] = "answer"
-    """"answer": 1 if the sampled answer is judged correct, else 0 (the paper); "probability": the judge's own
-    length-normalised probability of the gold answer, for the image half only."""
+    """"answer": 1 if the sampled answer is judged correct, else 0 (the paper); "probability": the
+    length-normalised probability of the gold answer, for the image half only. For self and frozen."""
     shuffle: bool = False
     """Control: exchange the rewards among all images of the batch. Nothing should be learned."""
 

@@ -74,8 +74,10 @@ class Processes:
         return gathered.cpu()
 
     def std(self, values: torch.Tensor) -> float:
-        """Standard deviation over all processes' values."""
-        return float(self.gather(values).std()) if values.numel() * self.count > 1 else 0.0
+        """Standard deviation over all processes' values that are not nan."""
+        gathered = self.gather(values)
+        known = gathered[~gathered.isnan()]
+        return float(known.std()) if len(known) > 1 else 0.0
 
     def wait(self) -> None:
         self.accelerator.wait_for_everyone()

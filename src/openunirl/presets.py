@@ -32,7 +32,7 @@ PRESETS: dict[str, RunConfig] = {
             num_questions=3,
             sampling=ImageSampling(num_timesteps=8, guidance_scale=1.5),
         ),
-        reward=RewardConfig(source="frozen", kind="probability"),
+        reward=RewardConfig(sources=("frozen",), kind="probability"),
         loss=LossConfig(beta=0.02, answer_coef=0.02, num_scored_steps=0),
         optim=OptimConfig(lr=3e-4, decay=1.0),
         train=TrainConfig(max_steps=44, save_steps=22, eval_steps=22, mixed_precision="auto"),

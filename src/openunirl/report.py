@@ -28,6 +28,7 @@ from PIL import Image
 from openunirl.report_numbers import (
     Row,
     by_task,
+    detector_notice,
     get,
     headline,
     image_key,
@@ -222,6 +223,7 @@ def write_report(run_dir: Path) -> Path:
         last={key: value for row in metrics for key, value in row.items() if number(value) is not None},
         curve=lambda named, ends=(): curve(metrics, named, ends),
         problems=problems,
+        detector_notice=detector_notice(get(config, "reward", "sources")),
         **{"level": level, "score": score, "get": get, "task": task_name, "in_words": in_words},
     )
     path = run_dir / "report.html"

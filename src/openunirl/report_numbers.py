@@ -201,6 +201,16 @@ def summary_table(before: dict[str, Any], after: dict[str, Any] | None = None) -
     return table
 
 
+def detector_notice(sources: Any) -> str:
+    """The sentence that labels a run whose reward was the detector's verdict; "" for any other run."""
+    if not isinstance(sources, Sequence) or "detector" not in sources:
+        return ""
+    return (
+        "rewarded by the detector: the verdict that judges this run was also its reward, so its drawing score and "
+        "collusion gap are no independent measure, and are not to be compared with those of other runs"
+    )
+
+
 def collusion_grew(line: Line) -> bool:
     """Whether the collusion gap is larger after than before, by any amount."""
     return line.change is not None and line.change[0] > 1e-9

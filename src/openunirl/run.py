@@ -11,6 +11,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,8 @@ from openunirl.models.protocol import UnifiedModel, load_model
 from openunirl.optim import build_optimizer, lr_factor
 from openunirl.provenance import about
 from openunirl.report import write_report
-from openunirl.report_numbers import collusion_verdict, summary_table
-from openunirl.rewards import Rewards
+from openunirl.report_numbers import collusion_verdict, detector_notice, summary_table
+from openunirl.rewards import Rewards, check_sources
 from openunirl.rollout import Rollout
 from openunirl.tasks.records import read_prompts
 from openunirl.tasks.worlds import WORLDS, World
@@ -60,6 +61,8 @@ class Run:
     @classmethod
     def open(cls, config: RunConfig, *, resume: bool, command: str) -> Run:
         check(config)
+        world = WORLDS[config.world]()
+        check_sources(config.reward, world)
         folder = Path(config.output_dir)
         if folder.exists() and any(folder.iterdir()) and not resume:
             raise ValueError(
@@ -67,7 +70,6 @@ class Run:
             )
         if resume and not (folder / "config.json").exists():
             raise ValueError(f"{folder} is no run directory (it has no config.json): start it without --resume")
-        world = WORLDS[config.world]()
         if config.eval.num_prompts and world.judge is None:
             raise ValueError(f"the world {config.world} has no detector yet: train with --eval.num-prompts 0")
         model = load_model(config.model)
@@ -116,6 +118,8 @@ class Run:
             if before and after:
                 self.console.print(summary_table(before, after))
                 self.console.print(collusion_verdict(before, after))
+            if notice := detector_notice(self.config.reward.sources):
+                self.console.print(notice)
             self.console.print(f"report: {page}", soft_wrap=True)
         return self.folder
 
@@ -172,8 +176,8 @@ class Run:
         self, rollout: Rollout, rewards: Rewards, stats: Stats, *, loss: float, grad_norm: float, advantage_abs: float
     ) -> dict[str, float]:
         """TRL's names; over all processes."""
-        reward_B = self.processes.gather(rewards.image_BJ.mean(1))
-        groups = reward_B.view(-1, rollout.num_generations)
+        groups = [known(row) for row in self.processes.gather(rewards.image_B).view(-1, rollout.num_generations)]
+        by_source = {f"rewards/{n}": known(self.processes.gather(v)) for n, v in rewards.by_source.items()}
         flat = {f"{n}|{i}": value for n, pair in stats.sums.items() for i, value in enumerate(pair)}
         sums = self.processes.sum(flat)
         means = {n: sums[f"{n}|0"] / max(sums[f"{n}|1"], 1e-9) for n in stats.sums}
@@ -184,11 +188,13 @@ class Run:
         }
         correct = self.processes.gather(rewards.answer_Q)
         length = self.processes.gather(rollout.answers.mask_QT.sum(1).float())
+        told = {"reward": torch.cat(groups), **{f"{n}/mean": values for n, values in by_source.items()}}
         return {
             "loss": loss,
-            "reward": float(reward_B.mean()),
-            "reward_std": float(groups.std(1).mean()) if groups.shape[1] > 1 else 0.0,
-            "frac_reward_zero_std": float((groups == groups[:, :1]).all(1).float().mean()),
+            **{name: float(values.mean()) for name, values in told.items() if len(values)},  # else: none applied
+            "reward_std": sum(spread(row) for row in groups) / len(groups),
+            "frac_reward_zero_std": sum(bool((row == row[:1]).all()) for row in groups) / len(groups),
+            **{f"{n}/std": spread(values) for n, values in by_source.items() if len(values)},
             "answer/accuracy": float(correct.mean()),
             "completions/mean_length": float(length.mean()),
             **both,
@@ -202,7 +208,7 @@ class Run:
         images = step * self._prompts_per_step * self.config.rollout.num_generations
         self.processes.accelerator.log({"images": images, **metrics}, step=step)
         if self.progress:
-            told = f"reward {metrics['reward']:.3f}  kl {metrics['kl']:.4f}"
+            told = f"reward {metrics.get('reward', math.nan):.3f}  kl {metrics['kl']:.4f}"
             self.progress.update(self._bar, description=f"training  {told}")
 
     def save_if_due(self, step: int) -> None:
@@ -215,6 +221,17 @@ class Run:
             finally:
                 self.model.net = wrapped
         self.processes.wait()
+
+    @contextmanager
+    def stopping_at(self, step: int) -> Iterator[None]:
+        """What cannot be done inside it ends the run: the ValueError then says where the run stands."""
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(
+                f"step {step}: {error}. The run stopped before this update; its last checkpoint is "
+                f"{self.last_checkpoint()}, and --resume goes on from there"
+            ) from error
 
     def last_checkpoint(self) -> str:
         whole = checkpoint.saved(self.folder)
@@ -273,7 +290,7 @@ class Run:
                 self.config.eval,
                 seed=self.config.seed,
                 reference_prompts=references,
-                about={"model": self.config.model.weights, **about},
+                about={"model": self.config.model.weights, "reward_sources": self.config.reward.sources, **about},
                 report=lambda stage, done, total: (
                     status.update(f"evaluation: {name}: {stage} {done}/{total}") if status else None
                 ),
@@ -285,6 +302,16 @@ class Run:
     def _summary(self, name: str) -> dict[str, Any] | None:
         path = self.folder / "evaluation" / f"{name}.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def known(rewards: torch.Tensor) -> torch.Tensor:
+    """Those that apply."""
+    return rewards[~rewards.isnan()]
+
+
+def spread(rewards: torch.Tensor) -> float:
+    """Standard deviation; 0 of fewer than two."""
+    return float(rewards.std()) if len(rewards) > 1 else 0.0
 
 
 @dataclass

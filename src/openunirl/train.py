@@ -3,7 +3,8 @@
     prompt -> image tokens -> answer -> reward -> advantage -> loss -> update
 
 In: a RunConfig. Out: a run directory (config.json, metrics.jsonl, checkpoints/, evaluation/, report.html).
-Source: UniRL (arXiv 2505.23380); METHOD 2-5. No rendered picture and no detector reaches this file's losses or rewards.
+Source: UniRL (arXiv 2505.23380); METHOD 2-5. No rendered picture reaches a loss or a reward; the detector reaches
+a reward only where --reward.sources names it.
 
 Shapes: B images, J questions per image, Q answers.
 """
@@ -49,11 +50,12 @@ def train_step(run: Run, prompts: list[Prompt], step: int) -> dict[str, float]:
     rollout = roll_out(
         model, prompts, config.rollout, seed=config.seed, step=step, first_prompt=run.processes.rank * len(prompts)
     )
-    rewards = score(model, rollout, run.world.match, config.reward, config.rollout)
+    with run.stopping_at(step):
+        rewards = score(model, rollout, run.world, config.reward, config.rollout)
     if config.reward.shuffle:
         rewards = shuffled(rewards, rollout.scoring_seeds_B)
     group, scale = config.rollout.num_generations, config.loss.scale_rewards
-    spread = run.processes.std(rewards.image_BJ.mean(1)), run.processes.std(rewards.answer_Q)  # over all processes
+    spread = run.processes.std(rewards.image_B), run.processes.std(rewards.answer_Q)  # over all processes
     advantages_B = image_advantages(rewards.image_BJ, group, scale, spread[0])
     advantages_Q = answer_advantages(
         rewards.answer_Q, group, config.rollout.num_questions, config.rollout.num_answers, scale, spread[1]

@@ -105,6 +105,10 @@ class ColorClassifier(Protocol):
         ...
 
 
+class Judge(Detector, ColorClassifier, Protocol):
+    """Finds objects and names their colours."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
     """GenEval's judgement of one image. Example: Verdict(correct=False, reason="expected circle>=1, found 0")"""

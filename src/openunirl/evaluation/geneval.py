@@ -2,6 +2,7 @@
 
     detections of one class, tag   -> keep       -> indices of the objects that count
     metadata, detections, colors   -> score      -> Verdict (correct, reason)
+    judge, metadata, pictures      -> judge_pictures -> one Verdict a picture
     results (tag, prompt, correct) -> summarize  -> GenEvalSummary (accuracies with n and 95 % intervals)
                                    -> official_summary -> the text that GenEval's summary_scores.py prints
 
@@ -27,7 +28,7 @@ import numpy as np
 
 from openunirl.evaluation.intervals import wilson
 from openunirl.tasks.geneval import COLORS
-from openunirl.types import Detection, Verdict
+from openunirl.types import Detection, Judge, Verdict
 
 Box = Sequence[float]
 ColorsOf = Callable[[str, list[Detection]], Sequence[str]]
@@ -151,6 +152,26 @@ def score(
         if number >= clause["count"]:
             reasons.append(f"expected {clause['class']}<{clause['count']}, found {number}")
     return Verdict(correct=not reasons, reason="\n".join(reasons))
+
+
+def judge_pictures(
+    judge: Judge, metadata: Sequence[Mapping[str, Any]], pictures: Sequence[np.ndarray]
+) -> list[Verdict]:
+    """One verdict for each uint8 RGB picture [H, W, 3] and its prompt's metadata record.
+
+    ValueError, naming the picture and its prompt, where `score` raises one.
+    """
+    verdicts: list[Verdict] = []
+    for record, picture, found in zip(metadata, pictures, judge.detect(pictures), strict=True):
+
+        def colors(name: str, objects: list[Detection], picture: np.ndarray = picture) -> Sequence[str]:
+            return judge.colors(picture, objects, name)
+
+        try:
+            verdicts.append(score(record, found, colors))
+        except ValueError as error:
+            raise ValueError(f"picture {len(verdicts)} (prompt {record['prompt']!r}): {error}") from error
+    return verdicts
 
 
 def _missing(clause: Mapping[str, Any], objects: list[Detection]) -> str:

@@ -21,7 +21,7 @@ import torch
 
 from openunirl.config import EvalConfig
 from openunirl.draws import key
-from openunirl.evaluation.geneval import score, summarize
+from openunirl.evaluation.geneval import judge_pictures, summarize
 from openunirl.evaluation.imbalance import accuracy, accuracy_by_task, imbalance
 from openunirl.evaluation.intervals import Z_95
 from openunirl.models.protocol import UnifiedModel
@@ -131,13 +131,8 @@ def draw_and_judge(
         images = model.sample_images([p.prompt for p in wanted], seeds_B, config.sampling).images
         batch = to_uint8(model.decode(images))
         answers = ask(model, images, wanted, config.max_new_tokens) if ask_too else [""] * len(part)
-        found = judge.detect(list(batch))
-        for (index, sample), prompt, picture, detections, answer in zip(
-            part, wanted, batch, found, answers, strict=True
-        ):
-            verdict = score(
-                prompt.metadata(), detections, lambda name, objects, image=picture: judge.colors(image, objects, name)
-            )
+        verdicts = judge_pictures(judge, [p.metadata() for p in wanted], list(batch))
+        for (index, sample), prompt, verdict, answer in zip(part, wanted, verdicts, answers, strict=True):
             row = _row(world, prompt, answer) | {"correct": verdict.correct, "reason": verdict.reason}
             rows.append(row | {"index": index, "sample": sample})
         pictures.append(batch)

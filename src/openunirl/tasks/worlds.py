@@ -1,24 +1,19 @@
-"""What a run is about: prompts, answer matching, and - for evaluation only - reference pictures and a detector.
+"""What a run is about: prompts, answer matching, and - for evaluation - reference pictures and a detector.
 
-In: a name. Out: a World. `train` uses `training_prompts` and `match` and nothing else of it: no rendered picture and no
-detector ever reaches a loss or a reward of the demo.
+In: a name. Out: a World. Training uses `training_prompts` and `match` and nothing else of it, save where a run asks for
+the reward "detector" by name: no rendered picture and no detector ever reaches a loss or a reward of the demo.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from openunirl.tasks import answers, geneval, shapes
 from openunirl.tasks.shapes_oracle import Oracle
-from openunirl.types import ColorClassifier, Detector, Match, Prompt
-
-
-class Judge(Detector, ColorClassifier, Protocol):
-    """Finds objects and names their colours."""
+from openunirl.types import Judge, Match, Prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +31,7 @@ class World:
     references: Callable[[Sequence[Prompt], int], np.ndarray]
     """One right picture per prompt, uint8 [P, H, W, 3]; for evaluation only."""
     judge: Callable[[], Judge] | None
-    """The detector of the evaluation; None where there is none yet, and nothing can be evaluated."""
+    """The detector of the evaluation, and of the reward "detector"; None where there is none yet."""
 
 
 def _shapes_references(prompts: Sequence[Prompt], seed: int) -> np.ndarray:
