@@ -15,7 +15,7 @@ from openunirl.tasks import shapes
 from openunirl.types import ImageSampling
 
 SOURCE = Path(__file__).parent.parent / "src" / "openunirl"
-TRAINING = ("rollout.py", "rewards.py", "advantages.py", "losses.py")
+TRAINING = ("rollout.py", "rewards.py", "advantages.py", "experience.py", "losses.py", "objectives.py", "relaxation.py")
 
 
 def imported(path):

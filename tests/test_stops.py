@@ -66,7 +66,7 @@ def test_a_loss_that_is_not_a_number_stops_before_the_update(weights, tmp_path, 
 
 
 def test_a_gradient_that_is_always_zero_stops_the_run(weights, tmp_path, monkeypatch):
-    monkeypatch.setattr("openunirl.train.grpo", lambda *_, **__: iter([torch.zeros((), requires_grad=True) * 0]))
+    monkeypatch.setattr("openunirl.train.loss_parts", lambda *_, **__: iter([torch.zeros((), requires_grad=True) * 0]))
     long = TrainConfig(max_steps=9, save_steps=1, stall_steps=3, report_to=())
     with pytest.raises(ValueError, match=r"step 3: the gradient was exactly 0 for 3 steps.*step-000002"):
         train(config(weights, tmp_path / "run", train=long))
