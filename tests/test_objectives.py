@@ -1,5 +1,7 @@
 """The four objectives on both families: end-to-end equals one graph, what is silent stays silent, halves add up."""
 
+import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -8,14 +10,25 @@ from torch import nn
 from torch.nn import functional as F
 
 from openunirl.advantages import imitated
-from openunirl.config import LossConfig, RelaxationConfig, RolloutConfig
+from openunirl.config import (
+    EvalConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    RelaxationConfig,
+    RolloutConfig,
+    RunConfig,
+    TrainConfig,
+)
 from openunirl.experience import gather_experience
 from openunirl.losses import Stats, Totals, kl_k3
+from openunirl.models.protocol import load_model
 from openunirl.models.tiny import build
 from openunirl.objectives import LOSSES, Terms, loss_parts
 from openunirl.rewards import Rewards
 from openunirl.rollout import roll_out
 from openunirl.tasks import shapes
+from openunirl.train import train
 from openunirl.types import Images, ImageSampling
 
 FAMILIES = ["tiny-showo", "tiny-janus"]
@@ -90,6 +103,38 @@ def run(model, rollout, config, advantages=None, parts=1):
     return loss, gradient_of(model), on.stats.means()
 
 
+# ------------------------------------------------------------------------------------------------------ training
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("method", "end_to_end"), OBJECTIVES)
+def test_every_objective_trains(family, method, end_to_end, tmp_path):
+    """Two steps of the same loop, several prompts with one image each for SFT; the weights move and stay finite."""
+    start = build(family, shapes.vocabulary(), seed=9)
+    start.save(tmp_path / "model")
+    out = train(
+        RunConfig(
+            model=ModelConfig(weights=str(tmp_path / "model")),
+            output_dir=str(tmp_path / "run"),
+            rollout=replace(ROLLOUT, num_prompts=4, num_generations=1 if method == "sft" else 2),
+            loss=LossConfig(
+                method=method, end_to_end=end_to_end, beta=0.0 if method == "sft" else 0.1, num_iterations=2,
+                relaxation=RelaxationConfig(final_tau=0.5),
+            ),
+            optim=OptimConfig(lr=1e-3, gradient_accumulation_steps=2),
+            train=TrainConfig(max_steps=2, report_to=()),
+            eval=EvalConfig(num_prompts=0),
+        )
+    )  # fmt: skip
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert all(math.isfinite(value) for line in lines for value in line.values())
+    assert ("kl" in lines[0]) == (method == "grpo") and ("answer/nll" in lines[0]) == (method == "sft")
+    tuned = load_model(out / "checkpoints" / "step-000002")
+    moved = [not torch.equal(a, b) for a, b in zip(start.net.parameters(), tuned.net.parameters(), strict=True)]
+    assert any(moved) == (method == "sft" or any(line["grad_norm"] for line in lines))
+
+
 # --------------------------------------------------------------------------------------------------- one graph
 
 
@@ -129,8 +174,8 @@ def one_graph(model, rollout, config):
 @pytest.mark.parametrize("method", ["grpo", "sft"])
 @pytest.mark.parametrize("scored", [0, 2])
 def test_end_to_end_equals_one_graph(doubled, method, scored, noise):
-    """Replayed pass by pass, in one part and in two, all steps and two of three: within 1e-5 (relative to the largest
-    entry) of the plain graph."""
+    """Replayed pass by pass, in one part and in two, all steps and two of three: within 1e-10 of the
+    largest entry of the plain graph's gradient."""
     model, rollout = doubled
     config = LossConfig(
         method=method, end_to_end=True, num_scored_steps=scored, image_coef=0.7, answer_coef=1.3,
@@ -141,7 +186,7 @@ def test_end_to_end_equals_one_graph(doubled, method, scored, noise):
         got_loss, got, _ = run(model, rollout, config, parts=parts)
         assert got_loss == pytest.approx(loss, abs=1e-9)
         assert got.dtype == torch.float64 and want.abs().max() > 1e-3
-        assert float((got - want).abs().max() / want.abs().max()) < 1e-5
+        assert float((got - want).abs().max() / want.abs().max()) < 1e-10
     apart = run(model, rollout, replace(config, end_to_end=False, image_coef=0.7 * (method == "grpo")))[1]
     assert float((apart - want).norm() / want.norm()) > 1e-3  # the answers' gradient does reach the image tokens
 
