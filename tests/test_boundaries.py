@@ -77,6 +77,16 @@ def test_no_family_name_above_models():
             assert not re.search(r"showo|janus|magvit", code, re.IGNORECASE), path
 
 
+def test_the_method_page_names_what_there_is():
+    """Every linked term of docs/method.md is defined in the file that it links to."""
+    page = (SOURCE.parent.parent / "docs" / "method.md").read_text()
+    links = re.findall(r"\[`(\w+)`\]\(([^)]+)\)", page)
+    assert len(links) > 15
+    for name, path in links:
+        code = (SOURCE.parent.parent / "docs" / path).read_text()
+        assert re.search(rf"^(def|class) {name}\b", code, re.MULTILINE), (name, path)
+
+
 def test_files_stay_small():
     for path in SOURCE.rglob("*.py"):
         limit = 150 if path.name == "train.py" else 400
