@@ -23,7 +23,9 @@ from openunirl.advantages import answer_advantages, image_advantages
 from openunirl.config import RunConfig
 from openunirl.evaluation.geneval import judge_pictures
 from openunirl.evaluation.run import to_uint8
-from openunirl.losses import Stats, Totals, gather_experience, grpo
+from openunirl.experience import gather_experience
+from openunirl.losses import Stats, Totals
+from openunirl.objectives import Terms, loss_parts
 from openunirl.presets import PRESETS
 from openunirl.provenance import commit
 from openunirl.rewards import score
@@ -49,9 +51,8 @@ def gradient(run: Run, rollout: Rollout, image_BJ: torch.Tensor, answer_Q: torch
     tokens_BN = rollout.images.tokens_BN
     totals = Totals(samples=len(tokens_BN), tokens=tokens_BN.numel(), max_length=tokens_BN.shape[1])
     run.model.net.zero_grad()
-    for part in grpo(
-        run.model, experience, loss, parts=1, stats=Stats(), image_totals=totals, answer_totals=totals, temperature=1.0
-    ):
+    terms = Terms(config=loss, image_totals=totals, answer_totals=totals, temperature=1.0, stats=Stats())
+    for part in loss_parts(run.model, experience, parts=1, terms=terms):
         part.backward()
     return torch.cat([p.grad.flatten() for p in run.model.net.parameters() if p.grad is not None])
 

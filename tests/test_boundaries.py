@@ -16,7 +16,7 @@ from openunirl.tasks import shapes
 from openunirl.types import ImageSampling
 
 SOURCE = Path(__file__).parent.parent / "src" / "openunirl"
-TRAINING = ("rollout.py", "advantages.py", "losses.py")
+TRAINING = ("rollout.py", "advantages.py", "experience.py", "losses.py", "objectives.py", "relaxation.py")
 
 
 def imported(path):
@@ -91,6 +91,16 @@ def test_no_family_name_above_models():
         if path.parent.name != "models" and path.name not in allowed:
             code = re.sub(r'"""(?:.|\n)*?"""|#.*', "", path.read_text())
             assert not re.search(r"showo|janus|magvit", code, re.IGNORECASE), path
+
+
+def test_the_method_page_names_what_there_is():
+    """Every linked term of docs/method.md is defined in the file that it links to."""
+    page = (SOURCE.parent.parent / "docs" / "method.md").read_text()
+    links = re.findall(r"\[`(\w+)`\]\(([^)]+)\)", page)
+    assert len(links) > 15
+    for name, path in links:
+        code = (SOURCE.parent.parent / "docs" / path).read_text()
+        assert re.search(rf"^(def|class) {name}\b", code, re.MULTILINE), (name, path)
 
 
 def test_files_stay_small():

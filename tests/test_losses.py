@@ -8,8 +8,10 @@ import torch
 
 from openunirl.advantages import answer_advantages, image_advantages
 from openunirl.config import LossConfig, RolloutConfig
-from openunirl.losses import Stats, Totals, clipped_loss, gather_experience, grpo, kl_k3, normalise
+from openunirl.experience import gather_experience
+from openunirl.losses import Stats, Totals, clipped_loss, kl_k3, normalise
 from openunirl.models.tiny import build
+from openunirl.objectives import Terms, loss_parts
 from openunirl.rollout import roll_out
 from openunirl.tasks import shapes
 from openunirl.types import ImageSampling
@@ -31,12 +33,15 @@ def rollout(model):
     return roll_out(model, shapes.prompts("train", 2, 0), ROLLOUT, seed=1, step=1)
 
 
-def totals(rollout):
+def terms(rollout, config, stats):
     images, answers = rollout.images.tokens_BN, rollout.answers.mask_QT
-    return {
-        "image_totals": Totals(samples=len(images), tokens=images.numel(), max_length=images.shape[1]),
-        "answer_totals": Totals(samples=len(answers), tokens=float(answers.sum()), max_length=3),
-    }
+    return Terms(
+        config=config,
+        image_totals=Totals(samples=len(images), tokens=images.numel(), max_length=images.shape[1]),
+        answer_totals=Totals(samples=len(answers), tokens=float(answers.sum()), max_length=3),
+        temperature=1.0,
+        stats=stats,
+    )
 
 
 def run(model, rollout, advantages_B, advantages_Q, config, parts=1):
@@ -44,7 +49,7 @@ def run(model, rollout, advantages_B, advantages_Q, config, parts=1):
     experience = gather_experience(model, rollout, advantages_B, advantages_Q, config, temperature=1.0)
     model.net.zero_grad()
     stats, loss = Stats(), 0.0
-    for part in grpo(model, experience, config, parts=parts, temperature=1.0, stats=stats, **totals(rollout)):
+    for part in loss_parts(model, experience, parts=parts, terms=terms(rollout, config, stats)):
         part.backward()
         loss += float(part.detach())
     gradients = [p.grad.flatten() for p in model.net.parameters() if p.grad is not None]
@@ -67,7 +72,7 @@ def test_clipping_by_hand():
     old = torch.zeros(4, 1)
     logp = torch.tensor([[1.5], [0.5], [1.5], [0.5]]).log()
     advantages = torch.tensor([1.0, 1.0, -1.0, -1.0])
-    loss, clips = clipped_loss(logp, old, advantages, config)
+    loss, clips = clipped_loss(logp - old, advantages, config)
     # A > 0: min(ratio, 1.3) -> 1.3 and 0.5; A < 0: the worse of ratio and its clip -> 1.5 and 0.8
     torch.testing.assert_close(loss[:, 0], torch.tensor([-1.3, -0.5, 1.5, 0.8]))
     assert clips["clip_ratio/high_mean"][:, 0].tolist() == [1, 0, 0, 0]
@@ -136,6 +141,19 @@ def test_zero_variance_leaves_the_kl(model, rollout):
     assert stats["image/kl"] > 0 and gradient.abs().sum() > 0
 
 
+def test_levels_agree_at_the_first_step(model, rollout):
+    """Where every ratio is 1, one per token and one per sequence have the same gradient."""
+    advantages_B, advantages_Q = torch.linspace(-1, 1, 6), torch.linspace(1, -1, 12)
+    for scored in (0, 2):
+        config = LossConfig(num_scored_steps=scored)
+        token = run(model, rollout, advantages_B, advantages_Q, config)
+        sequence = run(
+            model, rollout, advantages_B, advantages_Q, replace(config, importance_sampling_level="sequence")
+        )
+        assert sequence[0] == pytest.approx(token[0], abs=1e-6)
+        torch.testing.assert_close(sequence[1], token[1], atol=1e-6, rtol=1e-4)
+
+
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
 def test_accumulation_changes_nothing(model, rollout, loss_type):
     config = LossConfig(loss_type=loss_type, num_scored_steps=0)
@@ -183,7 +201,7 @@ def test_the_second_inner_step_compares_with_the_first(model, rollout):
     with torch.no_grad():
         weight.mul_(1.1)
     stats = Stats()
-    list(grpo(model, experience, config, parts=1, temperature=1.0, stats=stats, **totals(rollout)))
+    list(loss_parts(model, experience, parts=1, terms=terms(rollout, config, stats)))
     with torch.no_grad():
         new = model.score_images(rollout.images, experience.passes[0]).logprobs_BN
         weight.copy_(kept)

@@ -12,6 +12,7 @@ from openunirl.config import (
     LossConfig,
     ModelConfig,
     OptimConfig,
+    RelaxationConfig,
     RewardConfig,
     RolloutConfig,
     RunConfig,
@@ -66,7 +67,7 @@ def test_a_loss_that_is_not_a_number_stops_before_the_update(weights, tmp_path, 
 
 
 def test_a_gradient_that_is_always_zero_stops_the_run(weights, tmp_path, monkeypatch):
-    monkeypatch.setattr("openunirl.train.grpo", lambda *_, **__: iter([torch.zeros((), requires_grad=True) * 0]))
+    monkeypatch.setattr("openunirl.train.loss_parts", lambda *_, **__: iter([torch.zeros((), requires_grad=True) * 0]))
     long = TrainConfig(max_steps=9, save_steps=1, stall_steps=3, report_to=())
     with pytest.raises(ValueError, match=r"step 3: the gradient was exactly 0 for 3 steps.*step-000002"):
         train(config(weights, tmp_path / "run", train=long))
@@ -129,11 +130,32 @@ def test_the_users_own_prompts_are_trained_on(weights, tmp_path):
         ({"optim": OptimConfig(gradient_accumulation_steps=99)}, "accumulation"),
         ({"rollout": RolloutConfig(sampling=ImageSampling(temperature=0.0))}, "temperature"),
         ({"rollout": RolloutConfig(answer_temperature=0.0)}, "answer-temperature"),
+        ({"rollout": RolloutConfig(num_generations=1)}, "num-generations is 1.*sft"),
+        ({"loss": LossConfig(method="sft")}, "beta is 0.02.*--loss.beta 0"),
+        ({"loss": LossConfig(method="sft", beta=0.0)}, "reward.kind is probability"),
+        ({"loss": LossConfig(method="sft", beta=0.0, end_to_end=True, answer_coef=0.0)}, "no-end-to-end"),
+        ({"loss": LossConfig(method="sft", beta=0.0, loss_type="dapo")}, "loss-type is dapo.*GRPO"),
+        (
+            {"loss": LossConfig(method="sft", beta=0.0, importance_sampling_level="sequence")},
+            "importance-sampling-level is sequence",
+        ),
+        ({"loss": LossConfig(method="sft", beta=0.0, epsilon_high=0.3)}, "epsilon-high is 0.3"),
+        ({"loss": LossConfig(relaxation=RelaxationConfig(tau=0.0))}, "relaxation.tau is 0.0"),
+        ({"loss": LossConfig(relaxation=RelaxationConfig(final_tau=-1.0))}, "relaxation.final-tau is -1.0"),
     ],
 )
 def test_values_that_cannot_work_are_named(parts, word):
     with pytest.raises(ValueError, match=word):
         check(config("x", "y", **parts))
+
+
+def test_settings_that_do_work_together_pass():
+    verdicts = RewardConfig(kind="answer")
+    alone = {"reward": verdicts, "rollout": RolloutConfig(num_generations=1, answer_temperature=0.0)}
+    check(config("x", "y", loss=LossConfig(method="sft", beta=0.0, num_scored_steps=0), **alone))
+    check(config("x", "y", loss=LossConfig(method="sft", beta=0.0, end_to_end=True)))
+    check(config("x", "y", loss=LossConfig(method="sft", beta=0.0, image_coef=0.0)))
+    check(config("x", "y", rollout=RolloutConfig(num_generations=1, num_answers=2), loss=LossConfig(image_coef=0.0)))
 
 
 def test_learning_rate_by_hand():

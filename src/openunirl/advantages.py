@@ -1,4 +1,7 @@
-"""rewards -> advantages, relative to the group of images of one prompt.
+"""rewards -> advantages: what multiplies the log-probs of images and answers in the loss.
+
+GRPO compares within the group of images of one prompt; SFT imitates what was right: its "advantage" of an image is 1 or
+0 (rejection sampling), that of a gold answer always 1.
 
 Source: GRPO (DeepSeekMath, arXiv 2402.03300) with TRL's `scale_rewards`; credit assignment of METHOD 4: an image is
 compared by the mean over its answers with the other images of its prompt; an answer with the answers to the same
@@ -11,9 +14,13 @@ Shapes: P prompts, G images per prompt, J questions per image, K answers per que
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
+
+from openunirl.config import LossConfig, RolloutConfig
+from openunirl.rewards import Rewards
 
 EPS = 1e-4  # TRL's
 
@@ -65,3 +72,40 @@ def answer_advantages(
     return (
         group_advantages(by_question.flatten(0, 1), scale, batch_std).view(by_question.shape).transpose(1, 2).flatten()
     )
+
+
+# ------------------------------------------------------------------------------------------------- by method
+
+Share = Callable[[float], float]
+"""A local total -> the sum over processes divided by their number (Processes.share)."""
+Std = Callable[[torch.Tensor], float]
+"""Local values -> the standard deviation over all processes' values (Processes.std)."""
+
+
+def relative(
+    rewards: Rewards, rollout: RolloutConfig, loss: LossConfig, *, share: Share, std: Std
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """GRPO: ([B], [Q]) relative to the group."""
+    group, scale = rollout.num_generations, loss.scale_rewards
+    return (
+        image_advantages(rewards.image_BJ, group, scale, std(rewards.image_B)),
+        answer_advantages(
+            rewards.answer_Q, group, rollout.num_questions, rollout.num_answers, scale, std(rewards.answer_Q)
+        ),
+    )
+
+
+def imitated(
+    rewards: Rewards, rollout: RolloutConfig, loss: LossConfig, *, share: Share, std: Std
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """SFT: ([B], [Q]). An image counts if all its questions were answered right, so often that the mean over all images
+    of the batch is one over those that count; the gold answers all count.
+
+    Example: of four images one was right: ([0, 4, 0, 0], [1, 1, 1, 1])
+    """
+    right_B = (rewards.image_BJ >= 1).all(1).float()
+    kept = share(float(right_B.sum()))
+    return right_B * (share(len(right_B)) / kept if kept else 0.0), torch.ones_like(rewards.answer_Q)
+
+
+ADVANTAGES = {"grpo": relative, "sft": imitated}

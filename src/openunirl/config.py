@@ -78,26 +78,50 @@ class RewardConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """GRPO, with TRL's names and meanings."""
+class RelaxationConfig:
+    """The straight-through Gumbel-softmax of end-to-end training."""
 
+    tau: float = 1.0
+    """Temperature: low is close to the sampled image and noisy, high is smooth and biased."""
+    final_tau: float | None = None
+    """Temperature at the last step; None = constant."""
+    schedule: Literal["linear", "exponential"] = "exponential"
+    """How the temperature goes from tau to final_tau."""
+    noise: Literal["conditional", "plain"] = "conditional"
+    """Gumbel noise given that the sampled token is the largest, or noise that ignores what was sampled."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """The objective. GRPO's names and meanings are TRL's."""
+
+    method: Literal["grpo", "sft"] = "grpo"
+    """"grpo": clipped objective on the rollout's image and answer tokens; "sft": likelihood of the gold answers and, if
+    not end-to-end, of the images whose answers were all judged right."""
+    end_to_end: bool = False
+    """Let the answers' loss reach the image tokens through a straight-through relaxation of the image."""
     image_coef: float = 1.0
-    """Weight of the image tokens' objective; 0 trains the answers only."""
+    """Weight of all that trains drawing: the image tokens' objective and, end-to-end, the answers' gradient that
+    reaches the image; 0 trains the answers only."""
     answer_coef: float = 1.0
     """Weight of the answer tokens' objective; 0 trains the images only."""
+    relaxation: RelaxationConfig = field(default_factory=RelaxationConfig)
+    """How the image is relaxed; read by end-to-end training only."""
     beta: float = 0.02
-    """Weight of the KL (k3 estimator) to the frozen base."""
+    """GRPO: weight of the KL (k3 estimator) to the frozen base."""
     epsilon: float = 0.2
-    """Lower clip of the ratio."""
+    """GRPO: lower clip of the ratio."""
     epsilon_high: float | None = None
-    """Upper clip of the ratio; None = epsilon."""
+    """GRPO: upper clip of the ratio; None = epsilon."""
     num_iterations: int = 1
     """Updates per rollout."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
-    """What the centred rewards are divided by: the group's standard deviation, the batch's, or nothing."""
+    """GRPO: what the centred rewards are divided by: the group's standard deviation, the batch's, or nothing."""
     loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "grpo"
-    """Normalisation: "grpo" mean per sample, then over samples; "bnpo"/"dapo" over all tokens of the global batch;
-    "dr_grpo" over samples times the longest possible length."""
+    """GRPO: normalisation. "grpo" mean per sample, then over samples; "bnpo"/"dapo" over all tokens of the global
+    batch; "dr_grpo" over samples times the longest possible length."""
+    importance_sampling_level: Literal["token", "sequence"] = "token"
+    """GRPO: the ratio of each token, or one per sequence: the exponential of its tokens' mean log-ratio (GSPO)."""
     estimator: Literal["trajectory", "remask", "full_mask"] = "trajectory"
     """Log-prob estimator of a masked model; autoregressive models score exactly and ignore it."""
     num_scored_steps: int = 2

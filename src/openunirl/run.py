@@ -185,6 +185,7 @@ class Run:
             name: sum(sums.get(f"{half}/{name}|0", 0.0) for half in ("image", "answer"))
             / max(sum(sums.get(f"{half}/{name}|1", 0.0) for half in ("image", "answer")), 1e-9)
             for name in ("kl", "entropy")
+            if any(f"{half}/{name}|0" in sums for half in ("image", "answer"))
         }
         correct = self.processes.gather(rewards.answer_Q)
         length = self.processes.gather(rollout.answers.mask_QT.sum(1).float())
@@ -208,7 +209,8 @@ class Run:
         images = step * self._prompts_per_step * self.config.rollout.num_generations
         self.processes.accelerator.log({"images": images, **metrics}, step=step)
         if self.progress:
-            told = f"reward {metrics.get('reward', math.nan):.3f}  kl {metrics['kl']:.4f}"
+            measure = "kl" if "kl" in metrics else "loss"
+            told = f"reward {metrics.get('reward', math.nan):.3f}  {measure} {metrics[measure]:.4f}"
             self.progress.update(self._bar, description=f"training  {told}")
 
     def save_if_due(self, step: int) -> None:

@@ -6,7 +6,7 @@ In: a RunConfig. Out: a run directory (config.json, metrics.jsonl, checkpoints/,
 Source: UniRL (arXiv 2505.23380); METHOD 2-5. No rendered picture reaches a loss or a reward; the detector reaches
 a reward only where --reward.sources names it.
 
-Shapes: B images, J questions per image, Q answers.
+Shapes: B images, Q answers.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from openunirl.advantages import answer_advantages, image_advantages
+from openunirl.advantages import ADVANTAGES
 from openunirl.config import RunConfig
-from openunirl.losses import Stats, Totals, gather_experience, grpo
+from openunirl.experience import gather_experience
+from openunirl.losses import Stats, Totals
+from openunirl.objectives import Terms, loss_parts
+from openunirl.relaxation import tau_at
 from openunirl.rewards import score, shuffled
 from openunirl.rollout import roll_out
 from openunirl.run import Run, StepGuard
@@ -54,14 +57,13 @@ def train_step(run: Run, prompts: list[Prompt], step: int) -> dict[str, float]:
         rewards = score(model, rollout, run.world, config.reward, config.rollout)
     if config.reward.shuffle:
         rewards = shuffled(rewards, rollout.scoring_seeds_B)
-    group, scale = config.rollout.num_generations, config.loss.scale_rewards
-    spread = run.processes.std(rewards.image_B), run.processes.std(rewards.answer_Q)  # over all processes
-    advantages_B = image_advantages(rewards.image_BJ, group, scale, spread[0])
-    advantages_Q = answer_advantages(
-        rewards.answer_Q, group, config.rollout.num_questions, config.rollout.num_answers, scale, spread[1]
+    advantages_B, advantages_Q = ADVANTAGES[config.loss.method](
+        rewards, config.rollout, config.loss, share=run.processes.share, std=run.processes.std
     )
-    temperature = config.rollout.answer_temperature
-    experience = gather_experience(model, rollout, advantages_B, advantages_Q, config.loss, temperature=temperature)
+    temperature, tau = config.rollout.answer_temperature, tau_at(config.loss.relaxation, step, config.train.max_steps)
+    experience = gather_experience(
+        model, rollout, advantages_B, advantages_Q, config.loss, temperature=temperature, tau=tau
+    )
     images, answers = rollout.images.tokens_BN, rollout.answers.mask_QT
     image_totals = Totals(
         samples=run.processes.share(len(images)), tokens=run.processes.share(images.numel()), max_length=images.shape[1]
@@ -72,11 +74,15 @@ def train_step(run: Run, prompts: list[Prompt], step: int) -> dict[str, float]:
         max_length=config.rollout.max_new_tokens,
     )
     stats, total, grad_norm = Stats(), 0.0, 0.0
+    terms = Terms(
+        config=config.loss,
+        image_totals=image_totals,
+        answer_totals=answer_totals,
+        temperature=temperature,
+        stats=stats,
+    )
     for _ in range(config.loss.num_iterations):
-        losses = grpo(
-            model, experience, config.loss, parts=config.optim.gradient_accumulation_steps, stats=stats,
-            image_totals=image_totals, answer_totals=answer_totals, temperature=temperature,
-        )  # fmt: skip
+        losses = loss_parts(model, experience, parts=config.optim.gradient_accumulation_steps, terms=terms)
         loss, grad_norm = run.update(losses, step)
         total += loss / config.loss.num_iterations
     size = config.loss.image_coef * advantages_B.abs().mean() + config.loss.answer_coef * advantages_Q.abs().mean()

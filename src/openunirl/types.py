@@ -205,7 +205,8 @@ class ScorePass:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageScores:
-    """logprobs_BN and entropy_BN float32, zero where the pass scores nothing; onehots_BNV only on request."""
+    """logprobs_BN and entropy_BN, at least float32, zero where the pass scores nothing. On request onehots_BNV: the
+    scored tokens relaxed (relaxation.py), zero elsewhere."""
 
     logprobs_BN: torch.Tensor
     entropy_BN: torch.Tensor

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from openunirl.config import RunConfig
+from openunirl.config import LossConfig, RunConfig
 
 _AT_LEAST_ONE = (
     ("rollout", ("num_prompts", "num_generations", "num_questions", "num_answers", "max_new_tokens", "batch_size")),
@@ -45,10 +45,8 @@ def check(config: RunConfig) -> None:
             f"--rollout.sampling has top-k {drawn.top_k} and top-p {drawn.top_p}: a training rollout draws from the "
             "whole policy (0 and 1), or the KL to the base is infinite"
         )
-    if config.rollout.answer_temperature <= 0:
-        raise ValueError(
-            f"--rollout.answer-temperature is {config.rollout.answer_temperature}: GRPO needs sampled answers, above 0"
-        )
+    _METHODS[config.loss.method](config)
+    _check_relaxation(config)
     steps, scored = config.rollout.sampling.num_timesteps, config.loss.num_scored_steps
     if config.loss.estimator == "trajectory" and scored > steps:
         raise ValueError(
@@ -65,6 +63,56 @@ def check(config: RunConfig) -> None:
     for tracker in config.train.report_to:
         if find_spec(tracker) is None:
             raise ValueError(f"--train.report-to {tracker}: the package is not installed; pip install {tracker}")
+
+
+def _check_grpo(config: RunConfig) -> None:
+    rollout, loss = config.rollout, config.loss
+    if rollout.answer_temperature <= 0:
+        raise ValueError(
+            f"--rollout.answer-temperature is {rollout.answer_temperature}: GRPO needs sampled answers, above 0"
+        )
+    if rollout.num_generations == 1 and (loss.image_coef or rollout.num_answers == 1):
+        raise ValueError(
+            "--rollout.num-generations is 1: GRPO compares the images of a prompt, so every advantage would be 0; use "
+            "at least 2, or --loss.method sft"
+        )
+
+
+def _check_sft(config: RunConfig) -> None:
+    rollout, loss = config.rollout, config.loss
+    if rollout.answer_temperature < 0:
+        raise ValueError(f"--rollout.answer-temperature is {rollout.answer_temperature}, wanted at least 0 (greedy)")
+    if loss.beta:
+        raise ValueError(
+            f"--loss.beta is {loss.beta}: gold answers and kept images are no samples of the policy, so --loss.method "
+            "sft has no KL to weight; use --loss.beta 0"
+        )
+    for name in ("epsilon_high", "loss_type", "importance_sampling_level"):
+        value, default = getattr(loss, name), getattr(LossConfig(), name)
+        if value != default:
+            raise ValueError(
+                f"{_flag('loss', name)} is {value}: it belongs to GRPO; leave it out with --loss.method sft"
+            )
+    if loss.end_to_end and not loss.answer_coef:
+        raise ValueError(
+            "--loss.answer-coef is 0: end-to-end SFT has the answers' loss only; use --loss.no-end-to-end to train the "
+            "images alone"
+        )
+    if not loss.end_to_end and loss.image_coef and config.reward.kind != "answer":
+        raise ValueError(
+            f"--reward.kind is {config.reward.kind}: SFT keeps images whose answers were judged right, which wants the "
+            "verdicts of --reward.kind answer (or --loss.end-to-end, or --loss.image-coef 0)"
+        )
+
+
+_METHODS = {"grpo": _check_grpo, "sft": _check_sft}
+
+
+def _check_relaxation(config: RunConfig) -> None:
+    for name in ("tau", "final_tau"):
+        value = getattr(config.loss.relaxation, name)
+        if value is not None and value <= 0:
+            raise ValueError(f"{_flag('loss.relaxation', name)} is {value}: a temperature must be above 0")
 
 
 def _flag(section: str, name: str) -> str:

@@ -15,6 +15,7 @@ import torch
 
 from openunirl.draws import KeyedDraws
 from openunirl.models.layers import PrefixCache
+from openunirl.models.policy import wide
 from openunirl.types import AnswerRollout, AnswerSampling, AnswerScores, ImageQuestion
 
 
@@ -89,8 +90,7 @@ def scatter_scores(
     logits_SV: torch.Tensor, ids: Sequence[list[int]], slot_S: torch.Tensor, width: int, temperature: float
 ) -> AnswerScores:
     """Logits at scored positions -> tables [Q, width], at least float32; `slot_S` are flat places in them."""
-    logits_SV = logits_SV.to(torch.promote_types(logits_SV.dtype, torch.float32))
-    logp_SV = torch.log_softmax(logits_SV / (temperature or 1.0), dim=-1)
+    logp_SV = torch.log_softmax(wide(logits_SV) / (temperature or 1.0), dim=-1)
     chosen_S1 = torch.tensor([t for row in ids for t in row], device=logits_SV.device)[:, None]
     entropy_S = -(logp_SV.exp() * logp_SV).sum(-1).detach()
 

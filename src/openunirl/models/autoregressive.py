@@ -1,10 +1,10 @@
-"""Images drawn token by token: the acting policy, its sampler and its scores; and left-padded rows of ids.
+"""Images drawn token by token: the acting policy's sampler; and left-padded rows of ids.
 
 In: logits of the next token, conditional rows first and (guided) unconditional rows after them. Out: tokens and
 log-probs. The policy is guided, then temperature-scaled; top-k and top-p only limit what is drawn, and are off by
 default: log-probs are those of the policy before them.
 
-Shapes: B images, R rows, N image tokens, V codes, L positions, S = B*N.
+Shapes: B images, R rows, N image tokens, V codes, L positions.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 from openunirl.draws import Draws
 from openunirl.models.policy import log_policy
-from openunirl.types import ImageSampling, ImageScores
+from openunirl.types import ImageSampling
 
 
 def check(sampling: ImageSampling) -> None:
@@ -65,16 +65,6 @@ def sample(
         tokens_BN[:, step] = draws.tokens(step, probs_BV[:, None])[:, 0]
         logprobs_BN[:, step] = logp_BV.gather(1, tokens_BN[:, step : step + 1])[:, 0]
     return tokens_BN, logprobs_BN
-
-
-def score(
-    logits: torch.Tensor, tokens_BN: torch.Tensor, scored_BN: torch.Tensor, sampling: ImageSampling, scale: float
-) -> ImageScores:
-    """Log-probs and entropy from the raw logits of every token: [S, V], or [2S, V] guided."""
-    logp_SV = log_policy(logits, sampling, scale)
-    logp_BN = logp_SV.gather(1, tokens_BN.flatten()[:, None]).view(tokens_BN.shape)
-    entropy_BN = -(logp_SV.exp() * logp_SV).sum(-1).detach().view(tokens_BN.shape)
-    return ImageScores(logprobs_BN=logp_BN.masked_fill(~scored_BN, 0), entropy_BN=entropy_BN.masked_fill(~scored_BN, 0))
 
 
 # ------------------------------------------------------------------------------------------------------- rows

@@ -33,10 +33,11 @@ from openunirl.models.janus_net import JanusNet, sizes_of
 from openunirl.models.janus_prompting import SYSTEM, Prompting, read_picture, read_tokenizer, roles_of
 from openunirl.models.masked import Estimator
 from openunirl.models.packing import pack
-from openunirl.models.policy import drawing_loss, log_policy
+from openunirl.models.policy import drawing_loss, log_policy, score
 from openunirl.models.protocol import PretrainBatch, Support
 from openunirl.models.static_cache import StaticCache
 from openunirl.models.vq import JanusVQ
+from openunirl.relaxation import Relaxation
 from openunirl.types import (
     AnswerRollout,
     AnswerSampling,
@@ -67,6 +68,7 @@ class Janus(Adapter):
         self.prompting = prompting
         self.config = config
         self.image_size: int = parts.vision_config.image_size
+        self.num_codes = image_tokenizer.num_codes
         self.num_image_tokens = (self.image_size // image_tokenizer.patch_size) ** 2
 
     # ------------------------------------------------------------------------------------------- load, save
@@ -196,14 +198,19 @@ class Janus(Adapter):
         return [ScorePass(shown_BN=everything_BN, scored_BN=everything_BN, weight_BN=everything_BN.float())]
 
     def score_images(
-        self, rollout: ImageRollout, scoring_pass: ScorePass, *, logprob_guidance: bool = True
+        self,
+        rollout: ImageRollout,
+        scoring_pass: ScorePass,
+        *,
+        logprob_guidance: bool = True,
+        relax: Relaxation | None = None,
     ) -> ImageScores:
         scale = rollout.sampling.guidance_scale if logprob_guidance else 1.0
         rows = [self.prompting.t2i(prompt) for prompt in rollout.prompts]
         if scale != 1:
             rows += [self.prompting.unconditional(len(row)) for row in rows]
-        logits = self._drawn_logits(rows, rollout.tokens_BN)
-        return autoregressive.score(logits, rollout.tokens_BN, scoring_pass.scored_BN, rollout.sampling, scale)
+        logp_SV = log_policy(self._drawn_logits(rows, rollout.tokens_BN), rollout.sampling, scale)
+        return score(logp_SV, rollout.tokens_BN, scoring_pass.scored_BN, relax)
 
     def _drawn_logits(self, rows: Sequence[list[int]], tokens_BN: torch.Tensor) -> torch.Tensor:
         """Raw logits [R*N, V] of the image tokens after each row of ids, in one teacher-forced pass; row r draws the

@@ -33,7 +33,9 @@ class RowsEmbedding(nn.Embedding):
         self, input: torch.Tensor | None, onehots: torch.Tensor | None = None, first_row: int = 0
     ) -> torch.Tensor:
         if onehots is not None:
-            return onehots @ self.weight[first_row : first_row + onehots.shape[-1]].to(onehots.dtype)
+            rows = self.weight[first_row : first_row + onehots.shape[-1]]
+            with torch.autocast(onehots.device.type, enabled=False):  # a one-hot must give its row unrounded
+                return (onehots @ rows.to(onehots.dtype)).to(rows.dtype)
         assert input is not None
         return super().forward(input)
 

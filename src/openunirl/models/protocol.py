@@ -23,6 +23,7 @@ from openunirl.config import ModelConfig
 from openunirl.models.checkpoints import read_config, resolve
 from openunirl.models.masked import Estimator
 from openunirl.presets import bundled
+from openunirl.relaxation import Relaxation
 from openunirl.types import (
     AnswerRollout,
     AnswerSampling,
@@ -70,6 +71,7 @@ class UnifiedModel(Protocol):
 
     net: nn.Module
     reference_net: nn.Module | None  # set by freeze_reference
+    num_codes: int  # V
 
     @property
     def image_tokenizer(self) -> nn.Module:
@@ -85,9 +87,15 @@ class UnifiedModel(Protocol):
         ...
 
     def score_images(
-        self, rollout: ImageRollout, scoring_pass: ScorePass, *, logprob_guidance: bool = True
+        self,
+        rollout: ImageRollout,
+        scoring_pass: ScorePass,
+        *,
+        logprob_guidance: bool = True,
+        relax: Relaxation | None = None,
     ) -> ImageScores:
-        """Log-probs and entropy of the scored tokens under the acting policy (guided, temperature-scaled)."""
+        """Log-probs and entropy of the scored tokens under the acting policy (guided, temperature-scaled); with `relax`
+        also their relaxed one-hots."""
         ...
 
     def sample_answers(

@@ -32,10 +32,11 @@ from openunirl.models.layers import PrefixCache
 from openunirl.models.magvit import Magvit, MagvitConfig, preprocess, quantizer_losses
 from openunirl.models.masked import MASKED, Estimator
 from openunirl.models.packing import pack
-from openunirl.models.policy import drawing_loss, guide, scatter
+from openunirl.models.policy import drawing_loss, guide, log_policy, score
 from openunirl.models.protocol import PretrainBatch, Support
 from openunirl.models.showo_net import ShowoNet, ShowoSizes
 from openunirl.models.showo_prompting import Prompting
+from openunirl.relaxation import Relaxation
 from openunirl.types import (
     AnswerRollout,
     AnswerSampling,
@@ -61,6 +62,7 @@ class Showo(Adapter):
         super().__init__(net, image_tokenizer)
         self.image_tokenizer = image_tokenizer
         self.prompting = prompting
+        self.num_codes = prompting.vocab.num_codes
         self.num_image_tokens = num_image_tokens
 
     # ------------------------------------------------------------------------------------------- load, save
@@ -180,25 +182,23 @@ class Showo(Adapter):
         return masked.scoring_passes(rollout, estimator, seeds_B)
 
     def score_images(
-        self, rollout: ImageRollout, scoring_pass: ScorePass, *, logprob_guidance: bool = True
+        self,
+        rollout: ImageRollout,
+        scoring_pass: ScorePass,
+        *,
+        logprob_guidance: bool = True,
+        relax: Relaxation | None = None,
     ) -> ImageScores:
         scale = rollout.sampling.guidance_scale if logprob_guidance else 1.0
         shown_BN = rollout.tokens_BN.masked_fill(~scoring_pass.shown_BN, MASKED)
         picked_S = scoring_pass.scored_BN.flatten().nonzero()[:, 0]
-        logits_SV = self._masked_logits(rollout.prompts, shown_BN, picked_S, scale)
-        logp_SV = torch.log_softmax(logits_SV.float() / rollout.sampling.temperature, dim=-1)
-        chosen_S = rollout.tokens_BN.flatten().index_select(0, picked_S)
-        logp_S = logp_SV.gather(1, chosen_S[:, None])[:, 0]
-        entropy_S = -(logp_SV.exp() * logp_SV).sum(-1)
-        shape = rollout.tokens_BN.shape
-        return ImageScores(
-            logprobs_BN=scatter(logp_S, picked_S, shape), entropy_BN=scatter(entropy_S.detach(), picked_S, shape)
-        )
+        logits = self._masked_logits(rollout.prompts, shown_BN, picked_S, scale)
+        return score(log_policy(logits, rollout.sampling, scale), rollout.tokens_BN, scoring_pass.scored_BN, relax)
 
     def _masked_logits(
         self, prompts: Sequence[str], shown_BN: torch.Tensor, picked_S: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """Acting logits [S, V] at flat image positions `picked_S` of partly masked images; differentiable.
+        """Raw logits [S, V] (guided: [2S, V]) at flat places `picked_S` of partly masked images; differentiable.
 
         Images of one prompt that show the same (at the first step: nothing) are computed once.
         """
@@ -216,14 +216,13 @@ class Showo(Adapter):
         select_S = row_S * ids_BL.shape[1] + prefix_BL.shape[1] + 1 + at_S
         if guided:
             select_S = torch.cat([select_S, select_S + len(prompts) * ids_BL.shape[1]])
-        logits = self.net(
+        return self.net(
             ids_BL,
             self.prompting.t2i_mask(ids_BL),
             positions_BL=self._tail(ids_BL),
             select_S=select_S,
             rows=self._code_rows,
         )
-        return guide(logits, scale)
 
     def _prefixes(self, prompts: Sequence[str], guided: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Distinct text prefixes (the unconditional one last), common pads cut; and the prefix of each batch row."""
@@ -365,8 +364,9 @@ class Showo(Adapter):
         teacher_SV = None
         if batch.teacher is not None:
             with self.reference(), torch.no_grad():
-                taught = self._masked_logits(batch.prompts, shown_BN, picked_S, batch.teacher.guidance_scale)
-                teacher_SV = torch.log_softmax(taught.float() / batch.teacher.temperature, dim=-1)
+                scale = batch.teacher.guidance_scale
+                taught = self._masked_logits(batch.prompts, shown_BN, picked_S, scale)
+                teacher_SV = log_policy(taught, batch.teacher, scale)
         draw_loss = drawing_loss(logits_SV, tokens_BN.flatten().index_select(0, picked_S), teacher_SV)
         scores = self.score_answers(batch.asked, batch.questions, batch.answers, support="full")
         return draw_loss, -scores.logprobs_QT.sum() / scores.mask_QT.sum()

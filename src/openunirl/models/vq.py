@@ -53,8 +53,10 @@ class JanusVQ(JanusVQVAE):
 
     def decode_onehots(self, onehots_BNV: torch.Tensor) -> torch.Tensor:
         """One-hots (or any mixture of codes) -> pixels in 0..1, differentiable."""
-        codes_VE = self.unit_codes()
-        return self._decode(onehots_BNV.to(codes_VE.dtype) @ codes_VE)
+        with torch.autocast(onehots_BNV.device.type, enabled=False):  # a one-hot must give its code unrounded
+            codes_VE = self.unit_codes()
+            codes_BNE = (onehots_BNV @ codes_VE.to(onehots_BNV.dtype)).to(codes_VE.dtype)
+        return self._decode(codes_BNE)
 
     def loss(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         """L1 and L2 of the reconstruction, plus codebook and commitment terms; straight-through past the quantiser."""

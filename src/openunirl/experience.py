@@ -1,0 +1,170 @@
+"""rollout and advantages -> experience: all that the updates of one rollout need, drawn and scored once.
+
+In: a Rollout and what its images and answers are worth. Out: an Experience: the scoring passes with every random mask
+already drawn, the noise of the relaxation, and for GRPO the log-probs of the frozen base and of the old policy.
+
+Source: METHOD 2 (masks and steps are drawn once and reused by the policy, the old policy and the base).
+
+Shapes: B images, N image tokens, V codes, Q answers, T answer tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch.nn import functional as F
+
+from openunirl.config import LossConfig
+from openunirl.draws import key
+from openunirl.models.masked import Estimator
+from openunirl.models.protocol import UnifiedModel
+from openunirl.relaxation import Relaxation
+from openunirl.rollout import Rollout
+from openunirl.types import AnswerRollout, ImageRollout, Images, ScorePass
+
+_NOISE = 101  # stream of a scoring seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experience:
+    """What an update needs, with every random mask already drawn.
+
+    passes: the estimator's passes over all B images; relaxations: one per pass, or none where no answer's gradient
+    reaches the images. reference_images / old_images: [B, N] log-probs per pass; reference_answers / old_answers:
+    [Q, T]; only GRPO has them. The old ones are None at the first inner step: the policy is then its own old policy
+    and the ratio exactly 1.
+    """
+
+    rollout: Rollout
+    advantages_B: torch.Tensor
+    advantages_Q: torch.Tensor
+    passes: tuple[ScorePass, ...]
+    relaxations: tuple[Relaxation, ...] = ()
+    reference_images: tuple[torch.Tensor, ...] = ()
+    reference_answers: torch.Tensor | None = None
+    old_images: tuple[torch.Tensor, ...] | None = None
+    old_answers: torch.Tensor | None = None
+
+    def relaxation(self, k: int) -> Relaxation | None:
+        return self.relaxations[k] if self.relaxations else None
+
+
+@torch.no_grad()
+def gather_experience(
+    model: UnifiedModel,
+    rollout: Rollout,
+    advantages_B: torch.Tensor,
+    advantages_Q: torch.Tensor,
+    config: LossConfig,
+    *,
+    temperature: float,
+    tau: float = 1.0,
+) -> Experience:
+    """Draws the scoring passes; for GRPO, scores them with the frozen base (and, for several inner steps, the old
+    policy). `tau` is the relaxation's temperature at this step."""
+    estimator = Estimator(name=config.estimator, num_scored_steps=config.num_scored_steps, num_draws=config.num_draws)
+    seeds_B = rollout.scoring_seeds_B
+    passes = tuple(model.scoring_passes(rollout.images, estimator, seeds_B)) if config.image_coef else ()
+    relaxed = config.end_to_end and config.answer_coef
+    experience = Experience(
+        rollout=rollout,
+        advantages_B=advantages_B,
+        advantages_Q=advantages_Q,
+        passes=passes,
+        relaxations=tuple(
+            Relaxation(seeds_B=key(seeds_B, _NOISE, k), tau=tau, noise=config.relaxation.noise)
+            for k in range(len(passes) if relaxed else 0)
+        ),
+    )
+    if config.method != "grpo":  # nothing else has a ratio or a KL
+        return experience
+    with model.reference():
+        images, answers = _score(model, experience, config, temperature)
+    experience = replace(experience, reference_images=images, reference_answers=answers)
+    if config.num_iterations > 1:
+        images, answers = _score(model, experience, config, temperature)
+        experience = replace(experience, old_images=images, old_answers=answers)
+    return experience
+
+
+def _score(
+    model: UnifiedModel, experience: Experience, config: LossConfig, temperature: float
+) -> tuple[tuple[torch.Tensor, ...], torch.Tensor | None]:
+    rollout = experience.rollout
+    images = tuple(
+        model.score_images(rollout.images, one, logprob_guidance=config.logprob_guidance).logprobs_BN
+        for one in experience.passes
+    )
+    answers = None
+    if config.answer_coef:
+        seen = Images(onehots_BNV=onehots(model, rollout)) if config.end_to_end else rollout.images.images
+        answers = model.score_answers(
+            seen, rollout.answers.questions, rollout.answers, temperature=temperature
+        ).logprobs_QT
+    return images, answers
+
+
+def onehots(model: UnifiedModel, rollout: Rollout) -> torch.Tensor:
+    """The sampled images as one-hots [B, N, V], at least float32. End-to-end, every answer is scored on these: they are
+    mixed by other kernels than token ids, and the ratio and the KL must start at exactly 1 and 0."""
+    dtype = torch.promote_types(next(model.net.parameters()).dtype, torch.float32)
+    return F.one_hot(rollout.images.tokens_BN, model.num_codes).to(dtype)
+
+
+# ---------------------------------------------------------------------------------------------------- splitting
+
+
+def split(experience: Experience, parts: int) -> Iterator[Experience]:
+    """Contiguous runs of images with their answers."""
+    if parts == 1:
+        yield experience
+        return
+    total = len(experience.advantages_B)
+    if not 0 < parts <= total:
+        raise ValueError(f"gradient_accumulation_steps={parts} must lie between 1 and the {total} images of a step")
+    per_image = len(experience.advantages_Q) // total
+    for rows in torch.arange(total).chunk(parts):
+        b = slice(int(rows[0]), int(rows[-1]) + 1)
+        q = slice(b.start * per_image, b.stop * per_image)
+        yield replace(
+            experience,
+            rollout=_slice_rollout(experience.rollout, b, q),
+            advantages_B=experience.advantages_B[b],
+            advantages_Q=experience.advantages_Q[q],
+            passes=tuple(
+                ScorePass(shown_BN=o.shown_BN[b], scored_BN=o.scored_BN[b], weight_BN=o.weight_BN[b])
+                for o in experience.passes
+            ),
+            relaxations=tuple(replace(o, seeds_B=o.seeds_B[b]) for o in experience.relaxations),
+            reference_images=tuple(x[b] for x in experience.reference_images),
+            reference_answers=None if experience.reference_answers is None else experience.reference_answers[q],
+            old_images=None if experience.old_images is None else tuple(x[b] for x in experience.old_images),
+            old_answers=None if experience.old_answers is None else experience.old_answers[q],
+        )
+
+
+def _slice_rollout(rollout: Rollout, b: slice, q: slice) -> Rollout:
+    images, answers = rollout.images, rollout.answers
+    prompts = slice(b.start // rollout.num_generations, (b.stop - 1) // rollout.num_generations + 1)
+    return replace(
+        rollout,
+        prompts=rollout.prompts[prompts],
+        gold=rollout.gold[q],
+        scoring_seeds_B=rollout.scoring_seeds_B[b],
+        images=ImageRollout(
+            prompts=images.prompts[b],
+            tokens_BN=images.tokens_BN[b],
+            reveal_step_BN=images.reveal_step_BN[b],
+            logprobs_BN=images.logprobs_BN[b],
+            sampling=images.sampling,
+        ),
+        answers=AnswerRollout(
+            questions=tuple(replace(asked, image=asked.image - b.start) for asked in answers.questions[q]),
+            texts=answers.texts[q],
+            tokens_QT=answers.tokens_QT[q],
+            mask_QT=answers.mask_QT[q],
+            logprobs_QT=answers.logprobs_QT[q],
+        ),
+    )

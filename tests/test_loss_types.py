@@ -1,0 +1,160 @@
+"""GRPO's loss types and ratio levels, on a model that gives the log-probs it is told: numbers worked out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from openunirl.config import LossConfig
+from openunirl.draws import key
+from openunirl.experience import Experience
+from openunirl.losses import Stats, Totals
+from openunirl.objectives import Terms, loss_parts
+from openunirl.rollout import Rollout
+from openunirl.types import AnswerRollout, AnswerScores, ImageRollout, ImageSampling, ImageScores, ScorePass
+
+B, N = 6, 16
+
+
+@pytest.fixture
+def rollout():
+    nothing = torch.zeros(B, N)
+    return Rollout(
+        prompts=(),
+        num_generations=3,
+        num_questions=1,
+        num_answers=1,
+        images=ImageRollout(
+            prompts=("",) * B,
+            tokens_BN=nothing.long(),
+            reveal_step_BN=nothing.long(),
+            logprobs_BN=nothing,
+            sampling=ImageSampling(),
+        ),
+        answers=AnswerRollout(
+            questions=(), texts=(), tokens_QT=nothing.long(), mask_QT=nothing.bool(), logprobs_QT=nothing
+        ),
+        gold=(),
+        scoring_seeds_B=key(1, torch.arange(B)),
+    )
+
+
+class Told:
+    """A model that gives the log-probs it is told."""
+
+    def __init__(self, logp_BN=None, logp_QT=None, mask_QT=None):
+        self.logp_BN, self.logp_QT, self.mask_QT = logp_BN, logp_QT, mask_QT
+
+    def score_images(self, rollout, one, *, logprob_guidance, relax):
+        logp_BN = self.logp_BN.masked_fill(~one.scored_BN, 0)
+        return ImageScores(logprobs_BN=logp_BN, entropy_BN=torch.zeros_like(logp_BN))
+
+    def score_answers(self, images, questions, answers, *, temperature):
+        return AnswerScores(
+            logprobs_QT=self.logp_QT * self.mask_QT, entropy_QT=torch.zeros_like(self.logp_QT), mask_QT=self.mask_QT
+        )
+
+
+BY_HAND = [
+    # two answers of 1 and 3 tokens; ratios 1/2 | 2, 4, 1; advantages 1 and -1; epsilon 0.2; longest possible 4
+    # token: losses -1/2 | 2, 4, 1
+    ("grpo", "token", (-1 / 2 + 7 / 3) / 2),
+    ("bnpo", "token", (-1 / 2 + 7) / 4),
+    ("dapo", "token", (-1 / 2 + 7) / 4),
+    ("dr_grpo", "token", (-1 / 2 + 7) / (2 * 4)),
+    # sequence: ratios 1/2 | (2 * 4 * 1)^(1/3) = 2; losses -1/2 | 2, 2, 2
+    ("grpo", "sequence", (-1 / 2 + 2) / 2),
+    ("bnpo", "sequence", (-1 / 2 + 6) / 4),
+    ("dapo", "sequence", (-1 / 2 + 6) / 4),
+    ("dr_grpo", "sequence", (-1 / 2 + 6) / (2 * 4)),
+]
+
+
+@pytest.mark.parametrize(("kind", "level", "want"), BY_HAND)
+def test_every_loss_type_and_ratio_level_by_hand(rollout, kind, level, want):
+    old_QT = torch.tensor([[-1.0, 0, 0], [-2.0, -3.0, -1.5]], dtype=torch.float64)
+    mask_QT = torch.tensor([[True, False, False], [True, True, True]])
+    ratios = torch.tensor([[0.5, 1, 1], [2.0, 4.0, 1.0]], dtype=torch.float64)
+    # the base gave the first token twice the policy's probability: k3 = 2 - log 2 - 1, and it is the policy elsewhere
+    reference_QT = old_QT + ratios.log() + torch.tensor([[math.log(2), 0, 0], [0, 0, 0]], dtype=torch.float64)
+    logp_QT = (old_QT + ratios.log()).requires_grad_()
+    for beta in (0.0, 0.1):
+        config = LossConfig(loss_type=kind, importance_sampling_level=level, beta=beta, image_coef=0.0, epsilon=0.2)
+        experience = Experience(
+            rollout=rollout,
+            advantages_B=torch.zeros(6),
+            advantages_Q=torch.tensor([1.0, -1.0]),
+            passes=(),
+            reference_answers=reference_QT,
+            old_answers=old_QT,
+        )
+        totals = Totals(samples=2, tokens=4, max_length=4)
+        on = Terms(config=config, image_totals=totals, answer_totals=totals, temperature=1.0, stats=Stats())
+        (loss,) = loss_parts(Told(logp_QT=logp_QT, mask_QT=mask_QT), experience, parts=1, terms=on)
+        share = {"grpo": 1 / 2, "bnpo": 1 / 4, "dapo": 1 / 4, "dr_grpo": 1 / 8}[kind]
+        assert loss.item() == pytest.approx(want + beta * share * (1 - math.log(2)), abs=1e-12)
+
+
+def test_the_gradient_of_a_ratio_per_sequence_by_hand(rollout):
+    """loss = 2 beside each of 3 tokens, mean 2; d(ratio)/d(logp) = ratio / 3 for each token; half the batch."""
+    logp_QT = torch.tensor([[-1.0, 0, 0], [2.0, 4.0, 1.0]], dtype=torch.float64)
+    logp_QT[1] = logp_QT[1].log()
+    logp_QT.requires_grad_()
+    config = LossConfig(importance_sampling_level="sequence", beta=0.0, image_coef=0.0)
+    totals = Totals(samples=2, tokens=4, max_length=4)
+    experience = Experience(
+        rollout=rollout,
+        advantages_B=torch.zeros(6),
+        advantages_Q=torch.tensor([0.0, -1.0]),
+        passes=(),
+        reference_answers=torch.zeros(2, 3),
+        old_answers=torch.zeros(2, 3),
+    )
+    on = Terms(config=config, image_totals=totals, answer_totals=totals, temperature=1.0, stats=Stats())
+    model = Told(logp_QT=logp_QT, mask_QT=torch.tensor([[True, False, False], [True, True, True]]))
+    (loss,) = loss_parts(model, experience, parts=1, terms=on)
+    loss.backward()
+    torch.testing.assert_close(logp_QT.grad, torch.tensor([[0.0, 0, 0], [1 / 3, 1 / 3, 1 / 3]]).double())
+
+
+@pytest.mark.parametrize("kind", ["grpo", "bnpo", "dr_grpo", "dapo"])
+@pytest.mark.parametrize("weight", [1.0, 1.5])
+def test_a_sequence_over_several_passes_equals_one_graph(rollout, kind, weight):
+    """One ratio per image, its tokens scored by three passes (weight 1.5: by two of three): the gradient is that of the
+    whole, although a pass at a time is back-propagated."""
+    generator = torch.Generator().manual_seed(2)
+    shape = (B, N)
+    old_BN = -torch.rand(shape, generator=generator, dtype=torch.float64)
+    logp_BN = (old_BN + 0.6 * torch.randn(shape, generator=generator, dtype=torch.float64)).requires_grad_()
+    step_BN = torch.randint(0, 3, shape, generator=generator)
+    step_BN[0] = 1  # an image whose tokens were all revealed at once
+    passes = tuple(
+        ScorePass(shown_BN=step_BN < k, scored_BN=step_BN == k, weight_BN=torch.full(shape, weight))
+        for k in range(3 if weight == 1.0 else 2)
+    )
+    advantages_B = torch.linspace(-1, 1, 6).double()
+    config = LossConfig(loss_type=kind, importance_sampling_level="sequence", beta=0.0, answer_coef=0.0, epsilon=0.05)
+    experience = Experience(
+        rollout=rollout,
+        advantages_B=advantages_B,
+        advantages_Q=torch.zeros(12),
+        passes=passes,
+        reference_images=tuple(old_BN * one.scored_BN for one in passes),
+        old_images=tuple(old_BN * one.scored_BN for one in passes),
+    )
+    totals = Totals(samples=B, tokens=B * N, max_length=N)
+    on = Terms(config=config, image_totals=totals, answer_totals=totals, temperature=1.0, stats=Stats())
+    got = 0.0
+    for part in loss_parts(Told(logp_BN=logp_BN), experience, parts=1, terms=on):
+        part.backward()
+        got += part.item()
+    gradient, logp_BN.grad = logp_BN.grad.clone(), None
+
+    weight_BN = sum(one.weight_BN * one.scored_BN for one in passes).double()
+    length = N
+    ratio_B = ((logp_BN - old_BN) * weight_BN).sum(1).div(length).exp()
+    loss_B = -torch.minimum(ratio_B * advantages_B, ratio_B.clamp(0.95, 1.05) * advantages_B)
+    loss_B.mean().backward()  # images are equally long, so all four normalisations are this one
+    assert got == pytest.approx((loss_B * weight_BN.sum(1) / length).mean().item(), abs=1e-12)
+    assert gradient.abs().sum() > 0
+    torch.testing.assert_close(gradient, logp_BN.grad, atol=1e-14, rtol=1e-10)

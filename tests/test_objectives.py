@@ -1,0 +1,308 @@
+"""The four objectives on both families: end-to-end equals one graph, what is silent stays silent, halves add up."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from openunirl.advantages import imitated
+from openunirl.config import (
+    EvalConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    RelaxationConfig,
+    RolloutConfig,
+    RunConfig,
+    TrainConfig,
+)
+from openunirl.experience import gather_experience
+from openunirl.losses import Stats, Totals, kl_k3
+from openunirl.models.protocol import load_model
+from openunirl.models.tiny import build
+from openunirl.objectives import LOSSES, Terms, loss_parts
+from openunirl.rewards import Rewards
+from openunirl.rollout import roll_out
+from openunirl.tasks import shapes
+from openunirl.train import train
+from openunirl.types import Images, ImageSampling
+
+FAMILIES = ["tiny-showo", "tiny-janus"]
+OBJECTIVES = list(LOSSES)
+SAMPLING = ImageSampling(num_timesteps=3, guidance_scale=2.0, temperature=0.8)
+ROLLOUT = RolloutConfig(num_prompts=2, num_generations=2, num_questions=2, sampling=SAMPLING, max_new_tokens=3)
+ADVANTAGES = torch.tensor([1.0, -1.0, 0.5, -0.5]), torch.linspace(1, -1, 8)
+KEPT = torch.tensor([2.0, 0.0, 2.0, 0.0]), torch.ones(8)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def setting(request):
+    """(model, rollout); the model is made larger so that probabilities are far from uniform."""
+    model = build(request.param, shapes.vocabulary(), seed=5)
+    with torch.no_grad():
+        for name, weight in model.net.named_parameters():
+            if weight.ndim == 2:
+                weight.mul_(3.0 if "head" in name else 1.5)
+    model.freeze_reference()
+    return model, roll_out(model, shapes.prompts("train", 2, 0), ROLLOUT, seed=1, step=1)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def doubled(request):
+    """The same in double precision, drawn in single."""
+    model = build(request.param, shapes.vocabulary(), seed=5)
+    rollout = roll_out(model, shapes.prompts("train", 2, 0), ROLLOUT, seed=1, step=1)
+    for part in (model.net, model.image_tokenizer):
+        nn.Module.to(part, torch.float64)
+    for module in model.net.modules():  # the eager kernel takes its softmax in float32
+        if hasattr(getattr(module, "config", None), "_attn_implementation"):
+            module.config._attn_implementation = "sdpa"
+    if hasattr(model.net, "attn_implementation"):
+        model.net.attn_implementation = "sdpa"
+    model.freeze_reference()
+    with torch.no_grad():  # the policy has left the base
+        for name, weight in model.net.named_parameters():
+            if weight.ndim == 2 and "vision" not in name:
+                weight.mul_(1.3)
+    return model, rollout
+
+
+def terms(rollout, config, stats=None):
+    images, answers = rollout.images.tokens_BN, rollout.answers.mask_QT
+    return Terms(
+        config=config,
+        image_totals=Totals(samples=len(images), tokens=images.numel(), max_length=images.shape[1]),
+        answer_totals=Totals(samples=len(answers), tokens=float(answers.sum()), max_length=3),
+        temperature=1.0,
+        stats=stats or Stats(),
+    )
+
+
+def gradient_of(model):
+    return torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in trained(model)])
+
+
+def trained(model):
+    return [p for p in model.net.parameters() if p.requires_grad]
+
+
+def run(model, rollout, config, advantages=None, parts=1):
+    """(loss, gradient, means) of one update."""
+    advantages = advantages or (KEPT if config.method == "sft" else ADVANTAGES)
+    experience = gather_experience(model, rollout, *advantages, config, temperature=1.0, tau=0.7)
+    model.net.zero_grad()
+    on, loss = terms(rollout, config), 0.0
+    for part in loss_parts(model, experience, parts=parts, terms=on):
+        loss += float(part.detach())
+        if part.requires_grad:
+            part.backward()
+    return loss, gradient_of(model), on.stats.means()
+
+
+# ------------------------------------------------------------------------------------------------------ training
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("method", "end_to_end"), OBJECTIVES)
+def test_every_objective_trains(family, method, end_to_end, tmp_path):
+    """Two steps of the same loop, several prompts with one image each for SFT; the weights move and stay finite."""
+    start = build(family, shapes.vocabulary(), seed=9)
+    start.save(tmp_path / "model")
+    out = train(
+        RunConfig(
+            model=ModelConfig(weights=str(tmp_path / "model")),
+            output_dir=str(tmp_path / "run"),
+            rollout=replace(ROLLOUT, num_prompts=4, num_generations=1 if method == "sft" else 2),
+            loss=LossConfig(
+                method=method, end_to_end=end_to_end, beta=0.0 if method == "sft" else 0.1, num_iterations=2,
+                relaxation=RelaxationConfig(final_tau=0.5),
+            ),
+            optim=OptimConfig(lr=1e-3, gradient_accumulation_steps=2),
+            train=TrainConfig(max_steps=2, report_to=()),
+            eval=EvalConfig(num_prompts=0),
+        )
+    )  # fmt: skip
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert all(math.isfinite(value) for line in lines for value in line.values())
+    assert ("kl" in lines[0]) == (method == "grpo") and ("answer/nll" in lines[0]) == (method == "sft")
+    tuned = load_model(out / "checkpoints" / "step-000002")
+    moved = [not torch.equal(a, b) for a, b in zip(start.net.parameters(), tuned.net.parameters(), strict=True)]
+    assert any(moved) == (method == "sft" or any(line["grad_norm"] for line in lines))
+
+
+# --------------------------------------------------------------------------------------------------- one graph
+
+
+def one_graph(model, rollout, config):
+    """The end-to-end loss written down once more, as a single graph over all passes."""
+    advantages_B, advantages_Q = ADVANTAGES
+    experience = gather_experience(model, rollout, *ADVANTAGES, config, temperature=1.0, tau=0.7)
+    num = rollout.images.tokens_BN.shape[1]
+    y_BNV = F.one_hot(rollout.images.tokens_BN, model.num_codes).double()
+    image_loss = torch.zeros((), dtype=torch.float64)
+    for k, one in enumerate(experience.passes):
+        scores = model.score_images(rollout.images, one, relax=experience.relaxations[k])
+        soft_BNV = scores.onehots_BNV
+        y_BNV = y_BNV + config.image_coef * one.weight_BN[..., None] * (soft_BNV - soft_BNV.detach())
+        if config.method == "grpo":
+            ratio_BN = (scores.logprobs_BN - scores.logprobs_BN.detach()).exp()
+            token_BN = -ratio_BN * advantages_B[:, None]
+            token_BN = token_BN + config.beta * kl_k3(scores.logprobs_BN, experience.reference_images[k])
+            image_loss = image_loss + (token_BN * one.weight_BN * one.scored_BN).sum() / num / len(advantages_B)
+    assert torch.equal(y_BNV, F.one_hot(rollout.images.tokens_BN, model.num_codes).double())
+    images, asked = Images(onehots_BNV=y_BNV), rollout.answers
+    if config.method == "grpo":
+        scores = model.score_answers(images, asked.questions, asked)
+        token_QT = -(scores.logprobs_QT - scores.logprobs_QT.detach()).exp() * advantages_Q[:, None]
+        token_QT = token_QT + config.beta * kl_k3(scores.logprobs_QT, experience.reference_answers)
+    else:
+        scores = model.score_answers(images, asked.questions, rollout.gold, support="full")
+        token_QT = -scores.logprobs_QT
+    answer_loss = ((token_QT * scores.mask_QT).sum(1) / scores.mask_QT.sum(1)).mean()
+    loss = config.image_coef * image_loss + config.answer_coef * answer_loss
+    model.net.zero_grad()
+    loss.backward()
+    return loss.item(), gradient_of(model)
+
+
+@pytest.mark.parametrize("noise", ["conditional", "plain"])
+@pytest.mark.parametrize("method", ["grpo", "sft"])
+@pytest.mark.parametrize("scored", [0, 2])
+def test_end_to_end_equals_one_graph(doubled, method, scored, noise):
+    """Replayed pass by pass, in one part and in two, all steps and two of three: within 1e-10 of the
+    largest entry of the plain graph's gradient."""
+    model, rollout = doubled
+    config = LossConfig(
+        method=method, end_to_end=True, num_scored_steps=scored, image_coef=0.7, answer_coef=1.3,
+        beta=0.1 if method == "grpo" else 0.0, relaxation=RelaxationConfig(noise=noise),
+    )  # fmt: skip
+    loss, want = one_graph(model, rollout, config)
+    for parts in (1, 2):
+        got_loss, got, _ = run(model, rollout, config, parts=parts)
+        assert got_loss == pytest.approx(loss, abs=1e-9)
+        assert got.dtype == torch.float64 and want.abs().max() > 1e-3
+        assert float((got - want).abs().max() / want.abs().max()) < 1e-10
+    apart = run(model, rollout, replace(config, end_to_end=False, image_coef=0.7 * (method == "grpo")))[1]
+    assert float((apart - want).norm() / want.norm()) > 1e-3  # the answers' gradient does reach the image tokens
+
+
+# ----------------------------------------------------------------------------------------------- the invariants
+
+
+@pytest.mark.parametrize("end_to_end", [False, True])
+def test_first_step_has_ratio_one_and_kl_zero(setting, end_to_end):
+    model, rollout = setting
+    for level in ("token", "sequence"):
+        for iterations in (1, 2):
+            config = LossConfig(
+                end_to_end=end_to_end, beta=0.1, num_iterations=iterations, importance_sampling_level=level,
+                num_scored_steps=0, epsilon=0.0,
+            )  # fmt: skip
+            _, gradient, means = run(model, rollout, config)
+            assert means["image/kl"] == 0 and means["answer/kl"] == 0
+            assert means["clip_ratio/low_mean"] == 0 and means["clip_ratio/high_mean"] == 0  # epsilon is 0
+            assert gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("end_to_end", [False, True])
+def test_no_advantage_gives_exactly_no_gradient(setting, end_to_end):
+    model, rollout = setting
+    config = LossConfig(end_to_end=end_to_end, beta=0.0, num_scored_steps=0)
+    loss, gradient, _ = run(model, rollout, config, (torch.zeros(4), torch.zeros(8)))
+    assert loss == 0 and (gradient == 0).all()
+
+
+@pytest.mark.parametrize(("method", "end_to_end"), OBJECTIVES)
+def test_accumulation_changes_nothing(setting, method, end_to_end):
+    model, rollout = setting
+    config = LossConfig(method=method, end_to_end=end_to_end, beta=0.0 if method == "sft" else 0.1, num_scored_steps=0)
+    whole = run(model, rollout, config)
+    for parts in (2, 4):
+        split = run(model, rollout, config, parts=parts)
+        assert split[0] == pytest.approx(whole[0], abs=2e-5)
+        assert float((split[1] - whole[1]).norm() / whole[1].norm()) < 1e-4
+
+
+@pytest.mark.parametrize("method", ["grpo", "sft"])
+def test_halves_add_up(setting, method):
+    """Apart, the two coefficients switch the halves; end-to-end, image_coef=0 leaves understanding only."""
+    model, rollout = setting
+    config = LossConfig(method=method, beta=0.0, num_scored_steps=0)
+    both = run(model, rollout, config)[1]
+    images = run(model, rollout, replace(config, answer_coef=0.0))[1]
+    answers = run(model, rollout, replace(config, image_coef=0.0))[1]
+    assert float((images + answers - both).norm() / both.norm()) < 1e-5
+    for end_to_end in (False, True):
+        alone = run(model, rollout, replace(config, end_to_end=end_to_end, image_coef=0.0))[1]
+        assert float((alone - answers).norm() / answers.norm()) < 1e-4
+
+
+def test_end_to_end_grpo_without_answers_trains_images_as_apart(setting):
+    model, rollout = setting
+    config = LossConfig(answer_coef=0.0, beta=0.05)
+    apart, coupled = (run(model, rollout, replace(config, end_to_end=e)) for e in (False, True))
+    assert apart[0] == coupled[0] and torch.equal(apart[1], coupled[1])
+
+
+def test_the_image_gradient_of_end_to_end_scales_with_image_coef(setting):
+    model, rollout = setting
+    config = LossConfig(method="sft", end_to_end=True, beta=0.0, num_scored_steps=0)
+    zero, one, two = (run(model, rollout, replace(config, image_coef=c))[1] for c in (0.0, 1.0, 2.0))
+    reached = one - zero
+    assert reached.norm() > 1e-3 * one.norm()
+    assert float((two - zero - 2 * reached).norm() / reached.norm()) < 1e-3
+
+
+# -------------------------------------------------------------------------------------------------------- SFT
+
+
+def test_sft_is_the_likelihood_of_gold_answers_and_kept_images(setting):
+    """Against the sampler's own log-probs: images 0 and 2 were judged right, so their mean is the image loss."""
+    model, rollout = setting
+    config = LossConfig(method="sft", beta=0.0, num_scored_steps=0)
+    image_loss = run(model, rollout, replace(config, answer_coef=0.0))[0]
+    assert image_loss == pytest.approx(-rollout.images.logprobs_BN[[0, 2]].mean().item(), abs=2e-4)
+    answer_loss = run(model, rollout, replace(config, image_coef=0.0))[0]
+    with torch.no_grad():
+        scores = model.score_answers(rollout.images.images, rollout.answers.questions, rollout.gold, support="full")
+    want = -(scores.logprobs_QT.sum(1) / scores.mask_QT.sum(1)).mean()
+    assert answer_loss == pytest.approx(want.item(), abs=1e-5)
+
+
+def test_images_that_were_judged_wrong_leave_no_trace(setting):
+    model, rollout = setting
+    config = LossConfig(method="sft", beta=0.0, answer_coef=0.0, num_scored_steps=0)
+    loss, gradient, _ = run(model, rollout, config, (torch.zeros(4), torch.ones(8)))
+    assert loss == 0 and (gradient == 0).all()
+
+
+def test_what_is_imitated_by_hand():
+    rewards = Rewards(image_BJ=torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0], [1.0, 0.5]]), answer_Q=torch.zeros(8))
+    one = {"share": lambda total: total, "std": lambda values: float(values.std())}
+    images_B, answers_Q = imitated(rewards, ROLLOUT, LossConfig(method="sft"), **one)
+    assert images_B.tolist() == [4.0, 0.0, 0.0, 0.0] and answers_Q.tolist() == [1.0] * 8
+    nothing = Rewards(image_BJ=torch.zeros(4, 2), answer_Q=torch.zeros(8))
+    assert imitated(nothing, ROLLOUT, LossConfig(method="sft"), **one)[0].tolist() == [0.0] * 4
+
+
+@pytest.mark.parametrize("end_to_end", [False, True])
+def test_sft_steps_raise_the_gold_answers(setting, end_to_end):
+    """A small step along the gradient lowers the answers' loss."""
+    model, rollout = setting
+    config = LossConfig(method="sft", end_to_end=end_to_end, beta=0.0, image_coef=0.0)
+    before, gradient, _ = run(model, rollout, config)
+    kept = {n: p.detach().clone() for n, p in model.net.named_parameters()}
+    with torch.no_grad():
+        for parameter in trained(model):
+            if parameter.grad is not None:
+                parameter -= 0.05 / float(gradient.norm()) * parameter.grad
+    after = run(model, rollout, config)[0]
+    with torch.no_grad():
+        for name, parameter in model.net.named_parameters():
+            parameter.copy_(kept[name])
+    assert after < before
