@@ -22,7 +22,7 @@ from openunirl.tasks import shapes
 from openunirl.tasks.shapes_oracle import Oracle
 from openunirl.tasks.worlds import WORLDS
 from openunirl.train import train
-from openunirl.types import ImageSampling
+from openunirl.types import ImageQuestion, ImageSampling, Targets
 
 WORLD = WORLDS["shapes"]()
 ROLLOUT = RolloutConfig(
@@ -238,8 +238,16 @@ def test_none_leaves_the_others(model, rollout, module):
 
 
 def test_shuffling_keeps_the_rewards_and_loses_their_owners():
-    rewards = Rewards(answer_Q=torch.arange(12.0), image_BJ=torch.arange(12.0).view(6, 2), by_source={})
+    targets = Targets(
+        questions=tuple(ImageQuestion(image=b, question=f"{b}-{j}?") for b in range(6) for j in range(2)),
+        gold=tuple(f"{b}-{j}" for b in range(6) for j in range(2)),
+    )
+    rewards = Rewards(answer_Q=torch.arange(12.0), image_BJ=torch.arange(12.0).view(6, 2), targets=targets)
     mixed = shuffled(rewards, torch.arange(6))
+    owners = [int(value) // 2 for value in mixed.image_BJ[:, 0]]  # what is asked goes with the reward
+    assert [asked.image for asked in mixed.targets.questions] == [b for b in range(6) for _ in range(2)]
+    assert mixed.targets.gold == tuple(f"{b}-{j}" for b in owners for j in range(2))
+    assert [asked.question for asked in mixed.targets.questions] == [f"{gold}?" for gold in mixed.targets.gold]
     assert sorted(mixed.answer_Q.tolist()) == rewards.answer_Q.tolist()
     assert sorted(mixed.image_BJ[:, 0].tolist()) == rewards.image_BJ[:, 0].tolist()
     assert not torch.equal(mixed.image_BJ, rewards.image_BJ)

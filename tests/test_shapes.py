@@ -233,10 +233,13 @@ def test_random_examples_ask_what_they_should():
                 assert f"a photo of {a} {question.answer} {b}" not in heldout
 
 
-def test_training_examples_are_balanced_and_from_train():
+def test_training_examples_are_weighted_and_from_train():
     rng = np.random.default_rng(4)
-    drawn = [shapes_examples.training_example(rng)[0] for _ in range(600)]
-    assert min(Counter(prompt.tag for prompt in drawn).values()) > 60
+    drawn = [shapes_examples.training_example(rng)[0] for _ in range(1700)]
+    counts, weights = Counter(prompt.tag for prompt in drawn), shapes_examples.DRAWING_WEIGHTS
+    for tag in shapes.TAGS:  # 4 standard errors
+        share = weights[tag] / sum(weights.values())
+        assert abs(counts[tag] / 1700 - share) < 4 * (share * (1 - share) / 1700) ** 0.5
     train = sides(shapes.contents("color_attr", "train"))
     assert {prompt.prompt for prompt in drawn if prompt.tag == "color_attr"} <= train
 

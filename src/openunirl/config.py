@@ -76,6 +76,13 @@ class RewardConfig:
     shuffle: bool = False
     """Control: exchange the rewards among all images of the batch. Nothing should be learned."""
 
+    @property
+    def soft_judges(self) -> dict[str, float]:
+        """The sources whose reward has a gradient of its own at the image, with their weights."""
+        weights = self.weights or (1.0,) * len(self.sources)
+        soft = ("self", "frozen") if self.kind == "probability" else ()
+        return {source: weight for source, weight in zip(self.sources, weights, strict=True) if source in soft}
+
 
 @dataclass(frozen=True, kw_only=True)
 class RelaxationConfig:
@@ -105,6 +112,10 @@ class LossConfig:
     reaches the image; 0 trains the answers only."""
     answer_coef: float = 1.0
     """Weight of the answer tokens' objective; 0 trains the images only."""
+    reward_coef: float = 0.0
+    """GRPO, end-to-end: weight of the soft reward's own gradient, that of the judge's log-probability of the gold
+    answers, at the relaxed image (times image_coef). The judge's weights do not feel it. Needs --reward.kind
+    probability."""
     relaxation: RelaxationConfig = field(default_factory=RelaxationConfig)
     """How the image is relaxed; read by end-to-end training only."""
     beta: float = 0.02

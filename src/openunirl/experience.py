@@ -10,7 +10,7 @@ Shapes: B images, N image tokens, V codes, Q answers, T answer tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,7 +22,7 @@ from openunirl.models.masked import Estimator
 from openunirl.models.protocol import UnifiedModel
 from openunirl.relaxation import Relaxation
 from openunirl.rollout import Rollout
-from openunirl.types import AnswerRollout, ImageRollout, Images, ScorePass
+from openunirl.types import AnswerRollout, ImageQuestion, ImageRollout, Images, ScorePass, Targets
 
 _NOISE = 101  # stream of a scoring seed
 
@@ -31,10 +31,10 @@ _NOISE = 101  # stream of a scoring seed
 class Experience:
     """What an update needs, with every random mask already drawn.
 
-    passes: the estimator's passes over all B images; relaxations: one per pass, or none where no answer's gradient
-    reaches the images. reference_images / old_images: [B, N] log-probs per pass; reference_answers / old_answers:
-    [Q, T]; only GRPO has them. The old ones are None at the first inner step: the policy is then its own old policy
-    and the ratio exactly 1.
+    passes: the estimator's passes over all B images; relaxations: one per pass, or none where no gradient reaches the
+    images through y; targets: what the reward asks of them. reference_images / old_images: [B, N] log-probs per pass;
+    reference_answers / old_answers: [Q, T]; only GRPO has them. The old ones are None at the first inner step: the
+    policy is then its own old policy and the ratio exactly 1.
     """
 
     rollout: Rollout
@@ -42,6 +42,7 @@ class Experience:
     advantages_Q: torch.Tensor
     passes: tuple[ScorePass, ...]
     relaxations: tuple[Relaxation, ...] = ()
+    targets: Targets | None = None
     reference_images: tuple[torch.Tensor, ...] = ()
     reference_answers: torch.Tensor | None = None
     old_images: tuple[torch.Tensor, ...] | None = None
@@ -61,13 +62,14 @@ def gather_experience(
     *,
     temperature: float,
     tau: float = 1.0,
+    targets: Targets | None = None,
 ) -> Experience:
     """Draws the scoring passes; for GRPO, scores them with the frozen base (and, for several inner steps, the old
     policy). `tau` is the relaxation's temperature at this step."""
     estimator = Estimator(name=config.estimator, num_scored_steps=config.num_scored_steps, num_draws=config.num_draws)
     seeds_B = rollout.scoring_seeds_B
     passes = tuple(model.scoring_passes(rollout.images, estimator, seeds_B)) if config.image_coef else ()
-    relaxed = config.end_to_end and config.answer_coef
+    relaxed = config.end_to_end and (config.answer_coef or config.reward_coef)
     experience = Experience(
         rollout=rollout,
         advantages_B=advantages_B,
@@ -77,6 +79,7 @@ def gather_experience(
             Relaxation(seeds_B=key(seeds_B, _NOISE, k), tau=tau, noise=config.relaxation.noise)
             for k in range(len(passes) if relaxed else 0)
         ),
+        targets=targets,
     )
     if config.method != "grpo":  # nothing else has a ratio or a KL
         return experience
@@ -137,12 +140,22 @@ def split(experience: Experience, parts: int) -> Iterator[Experience]:
                 ScorePass(shown_BN=o.shown_BN[b], scored_BN=o.scored_BN[b], weight_BN=o.weight_BN[b])
                 for o in experience.passes
             ),
+            targets=_slice_targets(experience.targets, b, q),
             relaxations=tuple(replace(o, seeds_B=o.seeds_B[b]) for o in experience.relaxations),
             reference_images=tuple(x[b] for x in experience.reference_images),
             reference_answers=None if experience.reference_answers is None else experience.reference_answers[q],
             old_images=None if experience.old_images is None else tuple(x[b] for x in experience.old_images),
             old_answers=None if experience.old_answers is None else experience.old_answers[q],
         )
+
+
+def _slice_targets(targets: Targets | None, b: slice, q: slice) -> Targets | None:
+    return targets and Targets(questions=_from_image(targets.questions[q], b.start), gold=targets.gold[q])
+
+
+def _from_image(questions: Sequence[ImageQuestion], first: int) -> tuple[ImageQuestion, ...]:
+    """The same questions where image `first` is number 0."""
+    return tuple(replace(asked, image=asked.image - first) for asked in questions)
 
 
 def _slice_rollout(rollout: Rollout, b: slice, q: slice) -> Rollout:
@@ -161,7 +174,7 @@ def _slice_rollout(rollout: Rollout, b: slice, q: slice) -> Rollout:
             sampling=images.sampling,
         ),
         answers=AnswerRollout(
-            questions=tuple(replace(asked, image=asked.image - b.start) for asked in answers.questions[q]),
+            questions=_from_image(answers.questions[q], b.start),
             texts=answers.texts[q],
             tokens_QT=answers.tokens_QT[q],
             mask_QT=answers.mask_QT[q],

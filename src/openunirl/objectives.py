@@ -6,7 +6,8 @@ live at a time. The caller back-propagates a part before it asks for the next.
 | LOSSES                | answer tokens                        | image tokens                                          |
 |---|---|---|
 | grpo                  | clipped objective, image detached    | clipped objective                                     |
-| grpo, end to end      | clipped objective on the relaxed y   | clipped objective, and the answers' gradient at y     |
+| grpo, end to end      | clipped objective on the relaxed y   | clipped objective, and the answers' gradient at y;    |
+|                       |                                      | with `reward_coef`, the soft reward's own as well     |
 | sft                   | gold answers, image detached         | the model's own images that were judged right         |
 | sft, end to end       | gold answers on the relaxed y        | the answers' gradient at y                            |
 
@@ -24,8 +25,9 @@ Shapes: B images, N image tokens, V codes, Q answers, T answer tokens; S rows an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 
 import torch
 
@@ -59,6 +61,8 @@ class Terms:
     answer_totals: Totals
     temperature: float
     stats: Stats
+    judges: Mapping[str, float] = field(default_factory=dict)
+    """Sources of a soft reward and their weights (RewardConfig.soft_judges)."""
 
 
 def loss_parts(model: UnifiedModel, experience: Experience, *, parts: int, terms: Terms) -> Iterator[torch.Tensor]:
@@ -84,6 +88,8 @@ def grpo_end_to_end(model: UnifiedModel, chunk: Experience, terms: Terms) -> Ite
     y_BNV = onehots(model, chunk.rollout).requires_grad_()
     if terms.config.answer_coef:
         yield terms.config.answer_coef * _clipped_answers(model, chunk, Images(onehots_BNV=y_BNV), terms)
+    if terms.config.reward_coef:
+        _follow_reward(model, chunk, y_BNV, terms)
     rest_KB = _ratios_elsewhere(model, chunk, terms)
     for k in range(len(chunk.passes)):
         scores = _score(model, chunk, k, terms, chunk.relaxation(k))
@@ -207,6 +213,20 @@ def _gold_answers(model: UnifiedModel, chunk: Experience, images: Images, terms:
     terms.stats.add("answer/nll", -scores.logprobs_QT, weight_QT)
     terms.stats.add("answer/entropy", scores.entropy_QT, weight_QT)
     return sample_mean(-scores.logprobs_QT, weight_QT, weight_QT.sum(1), terms.answer_totals)
+
+
+def _follow_reward(model: UnifiedModel, chunk: Experience, y_BNV: torch.Tensor, terms: Terms) -> None:
+    """Adds to y.grad what raises the judges' log-probability of the gold answers; the judges' weights get nothing."""
+    targets = chunk.targets
+    assert targets is not None and terms.judges, "reward_coef needs a soft reward (validate.check)"
+    for source, weight in terms.judges.items():
+        with model.reference() if source == "frozen" else nullcontext():
+            scores = model.score_answers(Images(onehots_BNV=y_BNV), targets.questions, targets.gold)
+        weight_QT = scores.mask_QT.to(scores.logprobs_QT.dtype)
+        terms.stats.add("reward/gold_logprob", scores.logprobs_QT, weight_QT)
+        loss = sample_mean(-scores.logprobs_QT, weight_QT, weight_QT.sum(1), terms.answer_totals)
+        (gradient_BNV,) = torch.autograd.grad(terms.config.reward_coef * weight * loss, y_BNV)
+        y_BNV.grad = gradient_BNV if y_BNV.grad is None else y_BNV.grad + gradient_BNV
 
 
 def _replayed(

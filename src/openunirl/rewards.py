@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -32,20 +32,22 @@ from openunirl.models.protocol import UnifiedModel
 from openunirl.reward_functions import Values, checked, load_function, user_rewards
 from openunirl.rollout import Rollout
 from openunirl.tasks.worlds import World
-from openunirl.types import AnswerSampling, Images
+from openunirl.types import AnswerSampling, Images, Targets
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rewards:
     """answer_Q: 0/1 per sampled answer; image_BJ: reward of each image by question, nan where no source applies;
-    by_source: what each source gave [Q], unweighted, nan where it does not apply.
+    by_source: what each source gave [Q], unweighted, nan where it does not apply; targets: what the images were asked.
 
-    Example: Rewards(answer_Q=tensor([1., 0.]), image_BJ=tensor([[1.], [0.]]), by_source={"self": tensor([1., 0.])})
+    Example: Rewards(answer_Q=tensor([1., 0.]), image_BJ=tensor([[1.], [0.]]), by_source={"self": tensor([1., 0.])},
+    targets=Targets(...))
     """
 
     answer_Q: torch.Tensor
     image_BJ: torch.Tensor
-    by_source: Mapping[str, torch.Tensor]
+    by_source: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    targets: Targets = field(default_factory=lambda: Targets(questions=(), gold=()))
 
     @property
     def image_B(self) -> torch.Tensor:
@@ -157,7 +159,8 @@ def score(
     weights_S1 = torch.tensor(config.weights or [1.0] * len(by_source))[:, None]
     image_Q = (values_SQ * weights_S1).nansum(0).masked_fill(values_SQ.isnan().all(0), math.nan)
     table = (len(rollout.images.prompts), rollout.num_questions, rollout.num_answers)
-    return Rewards(answer_Q=answer_Q, image_BJ=image_Q.view(table).nanmean(-1), by_source=by_source)
+    targets = Targets(questions=rollout.answers.questions, gold=rollout.gold)
+    return Rewards(answer_Q=answer_Q, image_BJ=image_Q.view(table).nanmean(-1), by_source=by_source, targets=targets)
 
 
 def _values(source: str, judged: Judged) -> torch.Tensor:
@@ -198,8 +201,19 @@ def check_sources(config: RewardConfig, world: World) -> None:
 
 
 def shuffled(rewards: Rewards, seeds_B: torch.Tensor) -> Rewards:
-    """The control: rewards exchanged among this process's images, and among its answers, by a keyed permutation."""
+    """The control: rewards exchanged among this process's images, and among its answers, by a keyed permutation. What
+    is asked of an image goes with its reward, so that the reward's own gradient is another image's, too."""
     image_order = key(seeds_B, 7).argsort()
     per_image = len(rewards.answer_Q) // len(seeds_B)
     answer_order = key(seeds_B.repeat_interleave(per_image), 8, torch.arange(len(rewards.answer_Q))).argsort()
-    return replace(rewards, answer_Q=rewards.answer_Q[answer_order], image_BJ=rewards.image_BJ[image_order])
+    rows = [(b, i * per_image + j) for b, i in enumerate(image_order.tolist()) for j in range(per_image)]
+    targets = Targets(
+        questions=tuple(replace(rewards.targets.questions[q], image=b) for b, q in rows),
+        gold=tuple(rewards.targets.gold[q] for _, q in rows),
+    )
+    return Rewards(
+        answer_Q=rewards.answer_Q[answer_order],
+        image_BJ=rewards.image_BJ[image_order],
+        by_source=rewards.by_source,
+        targets=targets,
+    )

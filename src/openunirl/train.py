@@ -62,7 +62,14 @@ def train_step(run: Run, prompts: list[Prompt], step: int) -> dict[str, float]:
     )
     temperature, tau = config.rollout.answer_temperature, tau_at(config.loss.relaxation, step, config.train.max_steps)
     experience = gather_experience(
-        model, rollout, advantages_B, advantages_Q, config.loss, temperature=temperature, tau=tau
+        model,
+        rollout,
+        advantages_B,
+        advantages_Q,
+        config.loss,
+        temperature=temperature,
+        tau=tau,
+        targets=rewards.targets,
     )
     images, answers = rollout.images.tokens_BN, rollout.answers.mask_QT
     image_totals = Totals(
@@ -80,6 +87,7 @@ def train_step(run: Run, prompts: list[Prompt], step: int) -> dict[str, float]:
         answer_totals=answer_totals,
         temperature=temperature,
         stats=stats,
+        judges=config.reward.soft_judges,
     )
     for _ in range(config.loss.num_iterations):
         losses = loss_parts(model, experience, parts=config.optim.gradient_accumulation_steps, terms=terms)

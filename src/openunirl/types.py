@@ -191,6 +191,17 @@ class ImageRollout:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Targets:
+    """What the reward asks of each image, Q = one per sampled answer, in the order of the images.
+
+    Example: Targets(questions=(ImageQuestion(image=0, question="how many stars are in this image?"),), gold=("two",))
+    """
+
+    questions: tuple[ImageQuestion, ...]
+    gold: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScorePass:
     """One forward of an estimator, drawn once and reused by the policy, the old policy and the reference.
 

@@ -17,7 +17,7 @@ _AT_LEAST_ONE = (
     ("eval", ("num_images", "max_new_tokens", "batch_size")),
 )
 _NOT_NEGATIVE = (
-    ("loss", ("image_coef", "answer_coef", "beta", "epsilon", "num_scored_steps")),
+    ("loss", ("image_coef", "answer_coef", "reward_coef", "beta", "epsilon", "num_scored_steps")),
     ("optim", ("lr", "weight_decay", "warmup_steps", "decay")),
     ("train", ("save_steps", "eval_steps", "stall_steps")),
     ("eval", ("num_prompts", "num_references", "during_prompts")),
@@ -109,6 +109,12 @@ _METHODS = {"grpo": _check_grpo, "sft": _check_sft}
 
 
 def _check_relaxation(config: RunConfig) -> None:
+    loss, reward = config.loss, config.reward
+    if loss.reward_coef and not (loss.method == "grpo" and loss.end_to_end and reward.soft_judges):
+        raise ValueError(
+            f"--loss.reward-coef is {loss.reward_coef}: it follows the gradient of a soft reward, which wants "
+            "--loss.method grpo, --loss.end-to-end, --reward.kind probability and self or frozen in --reward.sources"
+        )
     for name in ("tau", "final_tau"):
         value = getattr(config.loss.relaxation, name)
         if value is not None and value <= 0:

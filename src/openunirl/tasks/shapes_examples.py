@@ -36,6 +36,15 @@ QUESTION_WEIGHTS: Mapping[str, float] = dict.fromkeys(TAGS, 1.0) | {
     "color_attr": 1.5,
 }
 
+DRAWING_WEIGHTS: Mapping[str, float] = {
+    "single_object": 0.5,
+    "two_object": 2.0,
+    "counting": 1.5,
+    "colors": 0.5,
+    "position": 2.0,
+    "color_attr": 2.0,
+}
+
 _ALIKE = (("circle", "ring"), ("square", "diamond"), ("triangle", "heart"), ("cross", "star"))
 _ALIKE += (("red", "orange"), ("yellow", "white"), ("blue", "purple"), ("green", "black"))
 LOOKALIKE: Mapping[str, str] = dict(_ALIKE) | {b: a for a, b in _ALIKE}
@@ -61,9 +70,9 @@ def near_miss(content: Content) -> Content:
 
 
 def training_example(rng: np.random.Generator, near_misses: float = 0.0) -> tuple[Prompt, Scene]:
-    """A prompt to draw from the train split, each task type equally likely, and a scene that satisfies it, or with
+    """A prompt to draw from the train split, task types as DRAWING_WEIGHTS says, and a scene that satisfies it, or with
     share `near_misses` one that satisfies its near miss."""
-    pool = contents(TAGS[rng.integers(len(TAGS))], "train")
+    pool = contents(_pick_tag(DRAWING_WEIGHTS, rng), "train")
     content = from_either_side(pool[rng.integers(len(pool))], rng)
     shown = near_miss(content) if rng.random() < near_misses else content
     return content.prompt(), sample_scene(shown.prompt(), rng)
@@ -82,7 +91,7 @@ def random_example(
     shape, another colour, or colours exchanged. Where a scene allows too few other questions, more name what is absent.
     What is asked of position and color_attr never has a held-out content as its true answer.
     """
-    tag = str(rng.choice(TAGS, p=np.array([weights[t] for t in TAGS]) / sum(weights[t] for t in TAGS)))
+    tag = _pick_tag(weights, rng)
     pool = contents(tag, "train")
     scene = sample_scene(from_either_side(pool[rng.integers(len(pool))], rng).prompt(), rng)
     kinds = [(thing.shape, thing.color) for thing in scene.things]
@@ -107,6 +116,10 @@ def random_example(
         answer = truths.pop(query, "") or absent.pop(query)
         asked.append(Question(question=query.text, answer=answer))
     return scene, asked
+
+
+def _pick_tag(weights: Mapping[str, float], rng: np.random.Generator) -> str:
+    return str(rng.choice(TAGS, p=np.array([weights[t] for t in TAGS]) / sum(weights[t] for t in TAGS)))
 
 
 def _queries(kinds: Sequence[tuple[str, str]]) -> list[Query]:
