@@ -32,6 +32,7 @@ from openunirl.models.autoregressive import causal_mask, left_padded, positions
 from openunirl.models.janus_net import JanusNet, sizes_of
 from openunirl.models.janus_prompting import SYSTEM, Prompting, read_picture, read_tokenizer, roles_of
 from openunirl.models.masked import Estimator
+from openunirl.models.packed_linear import packed_linears
 from openunirl.models.packing import pack
 from openunirl.models.protocol import PretrainBatch, Support
 from openunirl.models.static_cache import StaticCache
@@ -150,6 +151,10 @@ class Janus(Adapter):
         draws: Draws | None = None,
     ) -> ImageRollout:
         autoregressive.check(sampling)
+        with packed_linears(self.net):
+            return self._draw(prompts, draws or KeyedDraws(seeds_B.to(self.device)), sampling)
+
+    def _draw(self, prompts: Sequence[str], draws: Draws, sampling: ImageSampling) -> ImageRollout:
         guided, num = sampling.guidance_scale != 1, self.num_image_tokens
         rows, rows_B = self._distinct_rows(prompts, guided)
         ids_RL, real_RL = self._table(rows)
@@ -179,7 +184,7 @@ class Janus(Adapter):
             )[:, 0]
 
         tokens_BN, logprobs_BN = autoregressive.sample(
-            first_RV.index_select(0, rows_B), next_logits, draws or KeyedDraws(seeds_B.to(self.device)), sampling, num
+            first_RV.index_select(0, rows_B), next_logits, draws, sampling, num
         )
         return ImageRollout(
             prompts=tuple(prompts),
