@@ -245,6 +245,12 @@ class Janus(Adapter):
     def sample_answers(
         self, images: Images, questions: Sequence[ImageQuestion], seeds_Q: torch.Tensor, sampling: AnswerSampling
     ) -> AnswerRollout:
+        with packed_linears(self.net):
+            return self._answer(images, questions, KeyedDraws(seeds_Q.to(self.device)), sampling)
+
+    def _answer(
+        self, images: Images, questions: Sequence[ImageQuestion], draws: KeyedDraws, sampling: AnswerSampling
+    ) -> AnswerRollout:
         prompting, vocab = self.prompting, self.prompting.vocab
         prompt_ids = [prompting.question(q.question) for q in questions]
         prefix_BL, seen = self._image_prefix(images)
@@ -265,7 +271,7 @@ class Janus(Adapter):
             cache.select(rows_Q, length + max(map(len, prompt_ids)) + sampling.max_new_tokens),
             questions=tuple(questions),
             prompt_ids=prompt_ids,
-            draws=KeyedDraws(seeds_Q.to(self.device)),
+            draws=draws,
             sampling=sampling,
             rows=(0, vocab.text_size),
             end=vocab.eos,
