@@ -20,7 +20,7 @@ import torch
 from torch.nn import functional as F
 
 from openunirl.models.packed_linear import available, pack, packed_product
-from timing import clock
+from timing import clock, seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +113,8 @@ class Replay:
         for one, taken in zip(self.passes, self.taken, strict=True):
             for name, packed in self.routines.items():
                 calls = [product.call(packed) for product in one.products]
-                measured = [clock(lambda calls=calls: [call() for call in calls]).cpu for _ in range(self.repeats + 1)]
-                taken[name].extend(measured[1:])
+                clocked = [clock(lambda calls=calls: [call() for call in calls]) for _ in range(self.repeats + 1)]
+                taken[name].extend(seconds(one) for one in clocked[1:])
 
     def fastest(self) -> list[tuple[str, float]]:
         """For each pass the fastest routine and its median seconds."""

@@ -22,7 +22,7 @@ from openunirl.draws import GeneratorDraws, key
 from openunirl.models.autoregressive import left_padded
 from openunirl.models.janus import Janus
 from openunirl.types import ImageSampling
-from timing import header, line, median, parser, ratios, take_turns
+from timing import header, parser, report, take_turns
 
 
 def theirs_of(model: Janus) -> Any:
@@ -92,18 +92,11 @@ def main() -> None:
     print(
         f"{args.images} images of {model.num_image_tokens} tokens, guidance {args.guidance:g}, prompts of {lengths} ids"
     )
-    print(f"equal tokens for equal random numbers: {equal:.2%}\n")
+    print(f"equal tokens for equal random numbers: {equal:.2%}")
     keyed()
     replay = Replay(floor_passes(model, prompts, args.guidance != 1))
     tasks = {"transformers' generate": transformers, "ours": ours, "ours, keyed draws": keyed}
-    taken = take_turns(tasks | {"floor": replay.measure}, 2 if args.short else args.repeats)
-    floor = replay.floor()
-    for name in tasks:
-        faster = ratios(taken["transformers' generate"], taken[name])
-        share = floor.seconds / median(taken[name]).cpu
-        spread = f"[{min(faster):.2f} .. {max(faster):.2f}]"
-        print(line(name, taken[name], f"{sorted(faster)[len(faster) // 2]:.2f}x {spread}  {share:.0%} of the floor"))
-    print(f"\nfloor {floor.seconds:.3f} s: {floor}\n{replay.table()}")
+    report(take_turns(tasks | {"floor": replay.measure}, 2 if args.short else args.repeats), replay)
 
 
 if __name__ == "__main__":

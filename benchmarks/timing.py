@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 import transformers
@@ -28,6 +29,17 @@ class Seconds:
 
     wall: float
     cpu: float
+
+    def __truediv__(self, items: int) -> Seconds:
+        return Seconds(wall=self.wall / items, cpu=self.cpu / items)
+
+
+class Measured(Protocol):
+    """What floor.Replay gives to a table."""
+
+    def floor(self) -> Any: ...
+
+    def table(self) -> str: ...
 
 
 def clock(work: Callable[[], object]) -> Seconds:
@@ -53,15 +65,35 @@ def median(taken: list[Seconds]) -> Seconds:
 
 
 def ratios(slow: list[Seconds], fast: list[Seconds]) -> list[float]:
-    """How many times faster, turn by turn, by CPU seconds on one thread and wall seconds otherwise."""
-    kind = "cpu" if torch.get_num_threads() == 1 and not torch.cuda.is_available() else "wall"
-    return [getattr(a, kind) / getattr(b, kind) for a, b in zip(slow, fast, strict=True)]
+    """How many times faster, turn by turn."""
+    return [seconds(a) / seconds(b) for a, b in zip(slow, fast, strict=True)]
 
 
-def line(name: str, taken: list[Seconds], note: str = "") -> str:
-    """A row of a table: wall and CPU median, and the span of the wall seconds."""
-    mid, walls = median(taken), [s.wall for s in taken]
-    return f"{name:<44} {mid.wall:8.3f} s wall  {mid.cpu:8.3f} s CPU  [{min(walls):.3f} .. {max(walls):.3f}]  {note}"
+def seconds(taken: Seconds) -> float:
+    """What is compared: CPU seconds on one thread, wall seconds otherwise."""
+    return taken.cpu if _by_cpu() else taken.wall
+
+
+def report(taken: Mapping[str, list[Seconds]], replay: Measured, per: Mapping[str, int] | None = None) -> None:
+    """Prints the table: the first task is what the others are compared with, "floor" is not a row. `per`: items of each
+    task, where times are wanted per item."""
+    per = per or dict.fromkeys(taken, 1)
+    tasks = {name: [s / per[name] for s in times] for name, times in taken.items() if name != "floor"}
+    floor = replay.floor().seconds / per["floor"]
+    first = next(iter(tasks.values()))
+    print(f"\n{'':<26} {'wall s':>9} {'lowest':>8} {'highest':>8} {'CPU s':>9}   times faster     share of the floor")
+    for name, times in tasks.items():
+        faster, mid, walls = sorted(ratios(first, times)), median(times), [s.wall for s in times]
+        spread = f"{statistics.median(faster):6.2f} [{faster[0]:.2f} .. {faster[-1]:.2f}]"
+        share = floor / seconds(mid)
+        print(f"{name:<26} {mid.wall:9.3f} {min(walls):8.3f} {max(walls):8.3f} {mid.cpu:9.3f}   {spread}  {share:6.0%}")
+    kind = "CPU seconds (one thread)" if _by_cpu() else "wall seconds"
+    print(f"\nratios are of one turn each, by {kind}: median [lowest .. highest]")
+    print(f"floor {floor:.4f} s: {replay.floor()}\n{replay.table()}")
+
+
+def _by_cpu() -> bool:
+    return torch.get_num_threads() == 1 and not torch.cuda.is_available()
 
 
 def parser(doc: str | None, *, repeats: int) -> argparse.ArgumentParser:
