@@ -19,6 +19,9 @@ check: $(VENV)/installed-dev
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/oracle.py --model tiny-showo
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/janus_sampling.py --short
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/showo_sampling.py --short
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/answering.py --short
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -32,6 +32,7 @@ from openunirl.models.autoregressive import causal_mask, left_padded, positions
 from openunirl.models.janus_net import JanusNet, sizes_of
 from openunirl.models.janus_prompting import SYSTEM, Prompting, read_picture, read_tokenizer, roles_of
 from openunirl.models.masked import Estimator
+from openunirl.models.packed_linear import packed_linears
 from openunirl.models.packing import pack
 from openunirl.models.policy import drawing_loss, log_policy, score
 from openunirl.models.protocol import PretrainBatch, Support
@@ -153,6 +154,10 @@ class Janus(Adapter):
         draws: Draws | None = None,
     ) -> ImageRollout:
         autoregressive.check(sampling)
+        with packed_linears(self.net):
+            return self._draw(prompts, draws or KeyedDraws(seeds_B.to(self.device)), sampling)
+
+    def _draw(self, prompts: Sequence[str], draws: Draws, sampling: ImageSampling) -> ImageRollout:
         guided, num = sampling.guidance_scale != 1, self.num_image_tokens
         rows, rows_B = self._distinct_rows(prompts, guided)
         ids_RL, real_RL = self._table(rows)
@@ -182,7 +187,7 @@ class Janus(Adapter):
             )[:, 0]
 
         tokens_BN, logprobs_BN = autoregressive.sample(
-            first_RV.index_select(0, rows_B), next_logits, draws or KeyedDraws(seeds_B.to(self.device)), sampling, num
+            first_RV.index_select(0, rows_B), next_logits, draws, sampling, num
         )
         return ImageRollout(
             prompts=tuple(prompts),
@@ -248,6 +253,12 @@ class Janus(Adapter):
     def sample_answers(
         self, images: Images, questions: Sequence[ImageQuestion], seeds_Q: torch.Tensor, sampling: AnswerSampling
     ) -> AnswerRollout:
+        with packed_linears(self.net):
+            return self._answer(images, questions, KeyedDraws(seeds_Q.to(self.device)), sampling)
+
+    def _answer(
+        self, images: Images, questions: Sequence[ImageQuestion], draws: KeyedDraws, sampling: AnswerSampling
+    ) -> AnswerRollout:
         prompting, vocab = self.prompting, self.prompting.vocab
         prompt_ids = [prompting.question(q.question) for q in questions]
         prefix_BL, seen = self._image_prefix(images)
@@ -268,7 +279,7 @@ class Janus(Adapter):
             cache.select(rows_Q, length + max(map(len, prompt_ids)) + sampling.max_new_tokens),
             questions=tuple(questions),
             prompt_ids=prompt_ids,
-            draws=KeyedDraws(seeds_Q.to(self.device)),
+            draws=draws,
             sampling=sampling,
             rows=(0, vocab.text_size),
             end=vocab.eos,
