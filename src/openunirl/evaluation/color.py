@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers import AutoTokenizer, CLIPModel
 
-from openunirl.evaluation.detectors import full_precision, load_whole, pretrained
+from openunirl.evaluation.detectors import full_precision, load_whole, pretrained, read_config
 from openunirl.tasks.geneval import COLORS
 from openunirl.types import Detection
 
@@ -75,9 +75,16 @@ class ClipColors:
 
     def __init__(self, weights: str, device: torch.device | str = "cpu"):
         """`weights`: a folder or a hub id. ValueError where it holds anything but a whole CLIP with its tokenizer."""
-        self.net = load_whole(CLIPModel, weights).to(torch.device(device))
+        config = read_config(weights, "clip")
         self.tokenizer = pretrained(AutoTokenizer, weights)
-        self.side: int = self.net.config.vision_config.image_size
+        known, wanted = len(self.tokenizer), config.text_config.vocab_size
+        if known != wanted:  # without its files, transformers makes a tokenizer that knows no words
+            raise ValueError(
+                f"{weights}: the tokenizer knows {known} tokens and the network {wanted}; add the checkpoint's own "
+                "vocab.json and merges.txt, or tokenizer.json"
+            )
+        self.net = load_whole(CLIPModel, weights).to(torch.device(device))
+        self.side: int = config.vision_config.image_size
         self._known: dict[str, torch.Tensor] = {}
 
     def colors(self, image: np.ndarray, detections: Sequence[Detection], classname: str) -> list[str]:

@@ -32,7 +32,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import Mask2FormerConfig, Mask2FormerModel, PreTrainedModel
+from transformers import AutoConfig, Mask2FormerConfig, Mask2FormerModel, PreTrainedModel
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerPreTrainedModel
 
 from openunirl.tasks.geneval import GENEVAL_OBJECTS
@@ -185,11 +185,11 @@ class Mask2FormerDetector:
 
     def __init__(self, weights: str, device: torch.device | str = "cpu"):
         """`weights`: a folder or a hub id. ValueError where it holds anything but a whole Mask2Former of 80 classes."""
-        config = pretrained(Mask2FormerConfig, weights)
-        if not isinstance(config, Mask2FormerConfig) or config.num_labels != len(GENEVAL_OBJECTS):
+        classes = read_config(weights, "mask2former").num_labels
+        if classes != len(GENEVAL_OBJECTS):
             raise ValueError(
-                f"{weights} is no Mask2Former of COCO's {len(GENEVAL_OBJECTS)} things, but a {config.model_type} of "
-                f"{config.num_labels} classes: take an instance segmentation checkpoint trained on COCO"
+                f"{weights} is of {classes} classes, not of COCO's {len(GENEVAL_OBJECTS)} things: take an instance "
+                "segmentation checkpoint trained on COCO"
             )
         self.net = load_whole(InstanceNet, weights).to(torch.device(device))
 
@@ -251,7 +251,16 @@ def pretrained(kind: Any, weights: str, **options: Any) -> Any:
     except Exception as error:  # damaged files and a missing network raise many kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         place = "it is a folder, so look at its files" if Path(weights).is_dir() else "give a folder, or a hub id"
-        raise ValueError(f"{weights} cannot be read as a {kind.__name__} ({place}): {reason}") from None
+        raise ValueError(f"{weights} cannot be read as {kind.__name__} ({place}): {reason}") from None
+
+
+def read_config(weights: str, model_type: str) -> Any:
+    """The checkpoint's configuration. Errors: ValueError for another kind of network, of which transformers would make
+    one with random weights."""
+    config = pretrained(AutoConfig, weights)
+    if config.model_type != model_type:
+        raise ValueError(f"{weights} is of the kind {config.model_type!r}, not {model_type!r}: take another checkpoint")
+    return config
 
 
 def load_whole(kind: type[PreTrainedModel], weights: str) -> Any:
@@ -261,6 +270,6 @@ def load_whole(kind: type[PreTrainedModel], weights: str) -> Any:
     absent = sorted(told["missing_keys"]) + sorted(str(key) for key in told["mismatched_keys"])
     if absent:
         raise ValueError(
-            f"{weights} lacks {len(absent)} weights of a {kind.__name__}, such as {absent[0]}: take a whole checkpoint"
+            f"{weights} lacks {len(absent)} weights of {kind.__name__}, such as {absent[0]}: take a whole checkpoint"
         )
     return net.eval().requires_grad_(False)
