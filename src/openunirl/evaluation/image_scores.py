@@ -34,7 +34,7 @@ from openunirl.tasks.records import read_jsonl, write_jsonl
 from openunirl.tasks.worlds import Judge
 from openunirl.types import Detection
 
-ROW_KEYS = ("filename", "tag", "prompt", "correct", "reason", "metadata", "details", "index", "sample", "digest")
+_TEXTS = ("filename", "tag", "prompt", "reason", "metadata", "details", "digest")
 
 Row = dict[str, Any]
 Read = tuple[str, np.ndarray] | ValueError
@@ -152,13 +152,24 @@ def rows_of(files: Sequence[Path]) -> list[Row]:
         if not file.exists() or not file.stat().st_size:
             continue
         for number, row in enumerate(read_jsonl(file), start=1):
-            whole = isinstance(row.get("correct"), bool) and set(ROW_KEYS) <= row.keys()
-            if not isinstance(row.get("filename"), str) or not (whole or "unreadable" in row):
+            if not _sound(row):
                 raise ValueError(
                     f"{file}:{number} is no row of this command: delete it, or choose another --output-dir"
                 )
             rows.append(row)
     return rows
+
+
+def _sound(row: Row) -> bool:
+    """Whether it is a row that this file wrote."""
+    if isinstance(row.get("unreadable"), str):
+        return isinstance(row.get("filename"), str)
+    if not all(isinstance(row.get(key), str) for key in _TEXTS) or not isinstance(row.get("correct"), bool):
+        return False
+    try:
+        return isinstance(json.loads(row["details"]), dict)
+    except ValueError:
+        return False
 
 
 def finished(rows: Sequence[Row], pictures: Sequence[Picture]) -> list[Row]:
