@@ -24,6 +24,7 @@ from typing import Annotated, Literal
 import tyro
 
 from openunirl.config import EvalConfig, ModelConfig, PretrainConfig, RunConfig, from_dict
+from openunirl.evaluation.images_command import evaluate_images
 from openunirl.flags import FLAT, UsageError, parse, unknown
 from openunirl.presets import BUNDLED, PRESETS, TINY, bundled
 from openunirl.types import AnswerSampling, ImageSampling
@@ -130,7 +131,7 @@ def pretrain(argv: list[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateArguments:
-    """Evaluates a model on both of its tasks. The model: a folder, a hub id, or the name of a bundled model."""
+    """Evaluates a model (a folder, hub id or bundled name) on both of its tasks. For pictures: --images DIR --help."""
 
     model: ModelConfig
     world: Literal["shapes"] = "shapes"
@@ -143,7 +144,9 @@ class EvaluateArguments:
 
 
 def evaluate(argv: list[str]) -> None:
-    """Tables and judged images in --output-dir."""
+    """Tables and judged images in --output-dir; with --images, the score of pictures that are there."""
+    if evaluate_images(argv):
+        return
     default = EvaluateArguments(model=ModelConfig(weights=tyro.MISSING), eval=EvalConfig())
     args = parse(EvaluateArguments, argv, default, "openunirl evaluate", COMMANDS["evaluate"].wants)
     check_model(args.model.weights)
@@ -303,7 +306,9 @@ COMMANDS: dict[str, Command] = {
         again="the same command with --resume continues from the last checkpoint",
     ),
     "pretrain": Command(wants="NAME", summary="Train a tiny base model from nothing", run=pretrain),
-    "evaluate": Command(wants="MODEL", summary="Score a model's drawing and understanding", run=evaluate),
+    "evaluate": Command(
+        wants="MODEL", summary="Score a model, or pictures: --images DIR", run=evaluate, again="--images: repeat it"
+    ),
     "generate": Command(
         wants="MODEL",
         summary="Draw pictures for prompts",

@@ -16,7 +16,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -200,10 +200,14 @@ def best_device() -> torch.device:
 
 
 def fingerprint(model: UnifiedModel) -> str:
-    """16 hex digits of about 1024 values of every weight: a model that was trained on differs, its folder's name may
-    not."""
+    """fingerprint_of all its weights: a model that was trained on differs, its folder's name may not."""
+    return fingerprint_of((*model.net.parameters(), *model.image_tokenizer.parameters()))
+
+
+def fingerprint_of(weights: Iterable[torch.Tensor]) -> str:
+    """16 hex digits of about 1024 values of every weight."""
     digest = hashlib.sha256()
-    for weight in (*model.net.parameters(), *model.image_tokenizer.parameters()):
+    for weight in weights:
         flat = weight.detach().flatten()
         some = flat[:: max(1, flat.numel() // 1024)].float().cpu()
         digest.update(some.numpy().tobytes())

@@ -1,0 +1,220 @@
+"""`openunirl evaluate --images DIR`: GenEval's score of pictures that any model drew.
+
+In: a folder in GenEval's layout. Out, in --output-dir: results.jsonl (one line per picture, in GenEval's fields),
+evaluation.json (accuracies with 95 % intervals and whose verdict they are), settings.json; a table on the terminal.
+A call that was killed is continued by the same call. Under `accelerate launch` every process takes its share.
+torch is not imported before the command line is read.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from openunirl.evaluation.judges import JUDGES, META_DETECTOR, OPENAI_CLIP
+from openunirl.flags import UsageError, parse
+
+if TYPE_CHECKING:
+    from openunirl.distributed import Processes
+    from openunirl.evaluation.image_folder import Picture
+
+_SETTINGS = "settings"  # .json
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagesArguments:
+    """Scores pictures that any model drew: a folder in GenEval's layout (00000/metadata.jsonl, 00000/samples/0000.png,
+    and so on). The same call again scores only what is missing or was drawn again."""
+
+    images: str = ""
+    """The folder."""
+    output_dir: str | None = None
+    """Where results.jsonl and evaluation.json are written. It must be given."""
+    detector: Literal["mask2former", "oracle"] = "mask2former"
+    """Who judges: mask2former for photographs, as GenEval does; oracle for pictures of the shapes world."""
+    detector_weights: str = META_DETECTOR
+    """Mask2Former of COCO's 80 things in transformers' layout: folder or hub id."""
+    color_weights: str = OPENAI_CLIP
+    """CLIP in transformers' layout: folder or hub id."""
+    prompt_file: str | None = None
+    """GenEval's evaluation_metadata.jsonl: its lines must match the folders, whose own metadata may then be missing."""
+    partial: bool = False
+    """Score what is there although prompts or samples are missing."""
+    batch_size: int | None = None
+    """Pictures at once; None: 8 on a GPU, 1 on a CPU. Changes memory and speed, not the result."""
+
+
+def evaluate_images(argv: list[str]) -> bool:
+    """The command, where argv names --images; else False. Errors: UsageError; and as score_folder."""
+    if not any(token.partition("=")[0] == "--images" for token in argv):
+        return False
+    prog = "openunirl evaluate"
+    args = parse(ImagesArguments, argv, ImagesArguments(), prog, "--images DIR")
+    if not args.images:
+        raise UsageError(f"{prog} wants --images DIR, a folder of pictures in GenEval's layout")
+    if not args.output_dir:
+        raise UsageError(f"{prog} --images wants --output-dir DIR, where the results are written")
+    score_folder(
+        Path(args.images),
+        output_dir=Path(args.output_dir),
+        detector=args.detector,
+        detector_weights=args.detector_weights,
+        color_weights=args.color_weights,
+        prompt_file=Path(args.prompt_file) if args.prompt_file else None,
+        partial=args.partial,
+        batch_size=args.batch_size,
+        command=shlex.join([*prog.split(), *argv]),
+    )
+    return True
+
+
+def score_folder(
+    images: Path,
+    *,
+    output_dir: Path,
+    detector: str = "mask2former",
+    detector_weights: str = META_DETECTOR,
+    color_weights: str = OPENAI_CLIP,
+    prompt_file: Path | None = None,
+    partial: bool = False,
+    batch_size: int | None = None,
+    command: str = "",
+) -> dict[str, Any] | None:
+    """Scores what `output_dir` lacks of the pictures in `images`; returns the summary (None in all processes but the
+    main one).
+
+    Errors: ValueError before the networks are loaded, for a folder in which anything is missing or does not match, for
+    equal pictures, and for an `output_dir` of another call; after scoring, for unreadable pictures, and where nothing
+    was detected or nothing is right (results.jsonl then tells why, and there is no evaluation.json).
+    """
+    from openunirl.distributed import Processes
+    from openunirl.evaluation.files import write_summary
+    from openunirl.evaluation.image_folder import all_equal, check_names, read_folder
+    from openunirl.evaluation.image_scores import journal_rows, take_up
+    from openunirl.generate import check_settings
+    from openunirl.provenance import about
+
+    if detector not in JUDGES:
+        raise ValueError(f"unknown detector {detector!r}; known: {', '.join(JUDGES)}")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"--batch-size is {batch_size}, wanted at least 1")
+    pictures = read_folder(images, prompt_file=prompt_file, partial=partial)
+    named = JUDGES[detector](detector_weights, color_weights)
+    check_names(pictures, named.classes, named.colors, detector)
+    settings: dict[str, Any] = {"images": str(images.resolve()), "detector": detector}
+    if detector != "oracle":
+        settings |= {"detector_weights": detector_weights, "color_weights": color_weights}
+    known = output_dir / f"{_SETTINGS}.json"
+    if known.exists():
+        check_settings(known, settings, made=output_dir, flag="--output-dir")
+    elif output_dir.exists() and any(output_dir.iterdir()):
+        raise ValueError(f"{output_dir} exists and holds no {known.name}: choose another --output-dir")
+    if all_equal(pictures):
+        raise ValueError(
+            f"all {len(pictures)} pictures in {images} are equal, so there is no score: the model, its decoder or a "
+            "safety filter gave the same picture for every prompt (look at one)"
+        )
+    processes = Processes()
+    judge, fingerprints = named.load(processes.device)
+    settings |= fingerprints
+    if processes.is_main:
+        if known.exists():
+            check_settings(known, settings, made=output_dir, flag="--output-dir")
+        else:
+            write_summary(output_dir, _SETTINGS, settings | about(command))
+        take_up(output_dir, pictures)
+    processes.wait()
+    done = journal_rows(output_dir)
+    missing = [picture for picture in pictures if picture.name not in done]
+    processes.wait()  # all have read the journal before any adds to it
+    _score_share(judge, missing, output_dir, processes, batch_size, len(pictures))
+    processes.wait()
+    if not processes.is_main:
+        return None
+    more = {"images": str(images), "partial": partial, "detector": settings, **about(command)}
+    return _conclude(output_dir, pictures, named.label, before=len(done), about=more)
+
+
+def _score_share(
+    judge: Any,
+    missing: Sequence[Picture],
+    folder: Path,
+    processes: Processes,
+    batch_size: int | None,
+    total: int,
+) -> None:
+    """This process's share of what is missing; the main one shows progress, of its own share."""
+    from rich.console import Console
+
+    from openunirl.evaluation.image_scores import journal, score_into_journal
+    from openunirl.generate import progress_bar
+
+    size = batch_size or (1 if processes.device.type == "cpu" else 8)
+    share = missing[processes.rank :: processes.count]
+    with progress_bar(Console(stderr=True), disable=not processes.is_main) as progress:
+        others = f" (process 1 of {processes.count})" if processes.count > 1 else ""
+        before = 0 if others else total - len(missing)
+        bar = progress.add_task(f"scoring{others}", total=before + len(share), completed=before)
+        score_into_journal(
+            judge, share, journal(folder, processes.rank), size, lambda number: progress.advance(bar, number)
+        )
+
+
+def _conclude(
+    folder: Path, pictures: Sequence[Picture], label: str, *, before: int, about: dict[str, Any]
+) -> dict[str, Any]:
+    """results.jsonl, evaluation.json and the table. Errors: ValueError where the rows are no score."""
+    from rich.console import Console
+
+    from openunirl.evaluation.files import write_summary
+    from openunirl.evaluation.image_scores import (
+        journal_rows,
+        no_score,
+        summarize_pictures,
+        unreadable,
+        write_results,
+    )
+
+    rows = journal_rows(folder)
+    results = [rows[picture.name] for picture in pictures]
+    bad = unreadable(results)
+    if bad:
+        raise ValueError(bad)
+    write_results(folder, results)
+    why = no_score(results)
+    if why:
+        raise ValueError(why)
+    summary = summarize_pictures(results, label, **about)
+    path = write_summary(folder, "evaluation", summary)
+    console = Console()
+    console.print(_table(summary))
+    if summary["distinct_pictures"] < len(results):
+        repeated = len(results) - summary["distinct_pictures"]
+        console.print(f"{repeated} pictures are exact copies of others: were their seeds the same?")
+    console.print(
+        f"{len(results) - before} pictures scored, {before} were scored before; written: {path}", soft_wrap=True
+    )
+    return summary
+
+
+def _table(summary: dict[str, Any]) -> Any:
+    """Shares in percent with n and 95 % intervals."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    geneval, covered = summary["geneval"], summary["official_prompts"]
+    prompts = f"; {covered['scored']} of GenEval's {covered['of']} prompts" if covered["scored"] else ""
+    title = f"{summary['label']}{prompts}, in % (95 % interval)"
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
+    for heading in ("", "share", "right", "n", "prompts"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    overall = {"accuracy": geneval["overall"], "correct": "", **geneval}
+    lines = {"overall (mean of the tasks)": overall, **geneval["tasks"]}
+    for name, line in lines.items():
+        low, high = line["ci95"]
+        share = f"{100 * line['accuracy']:.1f} ({100 * low:.0f}..{100 * high:.0f})"
+        table.add_row(name, share, str(line["correct"]), str(line["n"]), str(line["distinct_prompts"]))
+    return table

@@ -1,0 +1,69 @@
+"""Small random Mask2Former and CLIP checkpoints in transformers' layout, with the real class counts and file names."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, Mask2FormerConfig, SwinConfig
+
+from openunirl.evaluation.detectors import InstanceNet
+from openunirl.tasks.geneval import GENEVAL_OBJECTS
+
+HUB_NAMES = {3: "motorbike", 4: "aeroplane", 57: "sofa", 58: "pottedplant", 60: "diningtable", 62: "tvmonitor"}
+"""Where the published checkpoint spells a class otherwise than GenEval."""
+
+
+def save_mask2former(folder: Path, *, classes: int = 80, seed: int = 0, scale: float = 4.0) -> Path:
+    """Random weights, class logits spread by `scale` so that some instances pass GenEval's threshold."""
+    torch.manual_seed(seed)
+    names = {i: HUB_NAMES.get(i, GENEVAL_OBJECTS[i % 80]) for i in range(classes)}
+    swin = SwinConfig(
+        embed_dim=16, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=7, drop_path_rate=0.0,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )  # fmt: skip
+    config = Mask2FormerConfig(
+        backbone_config=swin, feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=32,
+        dim_feedforward=32, encoder_layers=1, decoder_layers=3, num_attention_heads=2, num_queries=20, id2label=names,
+        label2id={name: i for i, name in names.items()},
+    )  # fmt: skip
+    net = InstanceNet(config)
+    with torch.no_grad():
+        net.class_predictor.weight.mul_(scale / net.class_predictor.weight.std() / 32**0.5)
+        net.class_predictor.bias[-1] -= 4
+    net.save_pretrained(folder)
+    file = folder / "model.safetensors"
+    weights = load_file(file) | {"criterion.empty_weight": torch.ones(classes + 1)}  # as the published files have it
+    save_file(weights, file, metadata={"format": "pt"})
+    settings = json.loads((folder / "config.json").read_text())
+    settings["architectures"] = ["Mask2FormerForUniversalSegmentation"]
+    (folder / "config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def save_clip(folder: Path, *, seed: int = 0, side: int = 32) -> Path:
+    """Random weights and a byte-level CLIP tokenizer (vocab.json, merges.txt) without merges."""
+    folder.mkdir(parents=True, exist_ok=True)
+    letters = [chr(c) for c in range(ord("!"), ord("~") + 1)]
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": 77})
+    )
+    torch.manual_seed(seed)
+    text = CLIPTextConfig(
+        vocab_size=len(tokens), hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        projection_dim=16, bos_token_id=len(tokens) - 2, eos_token_id=len(tokens) - 1, pad_token_id=len(tokens) - 1,
+    )  # fmt: skip
+    vision = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=side,
+        patch_size=16, projection_dim=16,
+    )  # fmt: skip
+    config = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=16)
+    net = CLIPModel(config)
+    with torch.no_grad():
+        for weight in net.parameters():
+            weight.mul_(4.0)  # transformers' first weights are so small that all pictures look alike
+    net.save_pretrained(folder)
+    return folder
