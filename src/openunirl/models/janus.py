@@ -212,20 +212,19 @@ class Janus(Adapter):
     ) -> ImageScores:
         scale = rollout.sampling.guidance_scale if logprob_guidance else 1.0
         rows = [self.prompting.t2i(prompt) for prompt in rollout.prompts]
-        if scale != 1:
-            rows += [self.prompting.unconditional(len(row)) for row in rows]
-        logp_SV = log_policy(self._drawn_logits(rows, rollout.tokens_BN), rollout.sampling, scale)
+        logp_SV = log_policy(self._drawn_logits(rows, rollout.tokens_BN, scale), rollout.sampling, scale)
         return score(logp_SV, rollout.tokens_BN, scoring_pass.scored_BN, relax)
 
-    def _drawn_logits(self, rows: Sequence[list[int]], tokens_BN: torch.Tensor) -> torch.Tensor:
-        """Raw logits [R*N, V] of the image tokens after each row of ids, in one teacher-forced pass; row r draws the
-        image r modulo B. Differentiable."""
+    def _drawn_logits(self, rows: Sequence[list[int]], tokens_BN: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+        """Raw logits [B*N, V] of the image tokens after each row of ids, in one teacher-forced pass; guided, those of
+        the unconditional rows follow: [2B*N, V]. Differentiable."""
+        if scale != 1:
+            rows = [*rows, *(self.prompting.unconditional(len(row)) for row in rows)]
         ids_RL, real_RL = self._table(rows)
         start, num = ids_RL.shape[1] - 1, self.num_image_tokens  # boi predicts the first token
         codes_RN = tokens_BN[:, :-1].repeat(len(rows) // len(tokens_BN), 1)
         real_RL = F.pad(real_RL, (0, num - 1), value=True)
-        select = torch.arange(len(rows), device=self.device)[:, None] * real_RL.shape[1]
-        select = select + torch.arange(start, start + num, device=self.device)
+        select = torch.arange(real_RL.numel(), device=self.device).view(real_RL.shape)[:, start : start + num]
         return self.net(
             ids_RL,
             causal_mask(real_RL),
@@ -388,11 +387,8 @@ class Janus(Adapter):
         teacher_SV = None
         if batch.teacher is not None:
             with self.reference(), torch.no_grad():
-                both = rows + [self.prompting.unconditional(len(row)) for row in rows]
                 scale = batch.teacher.guidance_scale
-                teacher_SV = log_policy(
-                    self._drawn_logits(both if scale != 1 else rows, tokens_BN), batch.teacher, scale
-                )
+                teacher_SV = log_policy(self._drawn_logits(rows, tokens_BN, scale), batch.teacher, scale)
         draw_loss = drawing_loss(self._drawn_logits(rows, tokens_BN), tokens_BN.flatten(), teacher_SV)
         scores = self.score_answers(batch.asked, batch.questions, batch.answers, support="full")
         return draw_loss, -scores.logprobs_QT.sum() / scores.mask_QT.sum()

@@ -31,6 +31,7 @@ from openunirl.models.answering import answer_tokens, decode_answers, scatter_sc
 from openunirl.models.layers import PrefixCache
 from openunirl.models.magvit import Magvit, MagvitConfig, preprocess, quantizer_losses
 from openunirl.models.masked import MASKED, Estimator
+from openunirl.models.packed_linear import packed_linears
 from openunirl.models.packing import pack
 from openunirl.models.policy import drawing_loss, guide, log_policy, score
 from openunirl.models.protocol import PretrainBatch, Support
@@ -169,7 +170,8 @@ class Showo(Adapter):
             return guide(logits[:, 1:-1], sampling.guidance_scale)
 
         start_BN = torch.full((len(prompts), self.num_image_tokens), MASKED, device=self.device)
-        drawn = masked.sample(logits_fn, draws or KeyedDraws(seeds_B.to(self.device)), start_BN, sampling)
+        with packed_linears(self.net):
+            drawn = masked.sample(logits_fn, draws or KeyedDraws(seeds_B.to(self.device)), start_BN, sampling)
         return ImageRollout(
             prompts=tuple(prompts),
             tokens_BN=drawn.tokens_BN,
@@ -265,18 +267,19 @@ class Showo(Adapter):
         cache = PrefixCache()
         self.net(prefix_BL, mask, cache=cache, **soft, **self._nothing)
         vocab = self.prompting.vocab
-        return decode_answers(
-            self.net,
-            cache.select(torch.tensor([q.image for q in questions], device=self.device)),
-            questions=tuple(questions),
-            prompt_ids=[self.prompting.question(q.question) for q in questions],
-            draws=KeyedDraws(seeds_Q.to(self.device)),
-            sampling=sampling,
-            rows=(0, vocab.text_size),
-            end=vocab.eos,
-            pad=vocab.pad,
-            text=lambda ids: self.prompting.tokenizer.decode(ids, skip_special_tokens=True).strip(),
-        )
+        with packed_linears(self.net):
+            return decode_answers(
+                self.net,
+                cache.select(torch.tensor([q.image for q in questions], device=self.device)),
+                questions=tuple(questions),
+                prompt_ids=[self.prompting.question(q.question) for q in questions],
+                draws=KeyedDraws(seeds_Q.to(self.device)),
+                sampling=sampling,
+                rows=(0, vocab.text_size),
+                end=vocab.eos,
+                pad=vocab.pad,
+                text=lambda ids: self.prompting.tokenizer.decode(ids, skip_special_tokens=True).strip(),
+            )
 
     def score_answers(
         self,
