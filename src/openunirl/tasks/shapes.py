@@ -193,17 +193,19 @@ class Content:
         )
 
     def _asked(self) -> list[tuple[Query, str]]:
-        """The task's own question, then further ones that the prompt settles, with their answers."""
+        """The task's own question, then further ones that the prompt settles, with their answers: in training they say
+        which part of a picture is right."""
         shapes = " and ".join(sorted(self.shapes, key=SHAPES.index))
         main, both = (Query(tag="single_object"), shapes), (Query(tag="two_object"), shapes)
         named = self.colors if self.tag == "position" else ()
         own = Query(tag=self.tag, shapes=self.shapes, colors=named)
         other = Query(tag=self.tag, shapes=self.shapes[::-1], colors=named[::-1])
+        each = [(Query(tag="counting", shapes=(shape,)), NUMBERS[1]) for shape in self.shapes]
         return {
-            "single_object": [main],
-            "two_object": [both],
+            "single_object": [main, *each],
+            "two_object": [both, *each],
             "counting": [(own, NUMBERS[self.count]), main],
-            "colors": [(own, " and ".join(self.colors)), main],
+            "colors": [(own, " and ".join(self.colors)), main, *each],
             "position": [(own, self.relation), (other, INVERSE.get(self.relation, "")), both],
             "color_attr": [(own, " and ".join(self.colors)), (other, " and ".join(self.colors[::-1])), both],
         }[self.tag]
