@@ -127,7 +127,7 @@ def one_graph(model, rollout, config):
     for k, one in enumerate(experience.passes):
         scores = model.score_images(rollout.images, one, relax=experience.relaxations[k])
         soft_BNV = scores.onehots_BNV
-        y_BNV = y_BNV + config.image_coef * one.weight_BN[..., None] * (soft_BNV - soft_BNV.detach())
+        y_BNV = y_BNV + config.image_coef * one.weight_BN.double()[..., None] * (soft_BNV - soft_BNV.detach())
         if config.method == "grpo":
             ratio_BN = (scores.logprobs_BN - scores.logprobs_BN.detach()).exp()
             token_BN = -ratio_BN * advantages_B[:, None]

@@ -119,20 +119,20 @@ class LossConfig:
     relaxation: RelaxationConfig = field(default_factory=RelaxationConfig)
     """How the image is relaxed; read by end-to-end training only."""
     beta: float = 0.02
-    """GRPO: weight of the KL (k3 estimator) to the frozen base."""
+    """Weight of the KL (k3 estimator) to the frozen base. GRPO only."""
     epsilon: float = 0.2
-    """GRPO: lower clip of the ratio."""
+    """Lower clip of the ratio. GRPO only."""
     epsilon_high: float | None = None
-    """GRPO: upper clip of the ratio; None = epsilon."""
+    """Upper clip of the ratio; None = epsilon. GRPO only."""
     num_iterations: int = 1
     """Updates per rollout."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
-    """GRPO: what the centred rewards are divided by: the group's standard deviation, the batch's, or nothing."""
+    """What the centred rewards are divided by: the group's standard deviation, the batch's, or nothing. GRPO only."""
     loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "grpo"
-    """GRPO: normalisation. "grpo" mean per sample, then over samples; "bnpo"/"dapo" over all tokens of the global
-    batch; "dr_grpo" over samples times the longest possible length."""
+    """Normalisation: "grpo" mean per sample, then over samples; "bnpo"/"dapo" over all tokens of the global batch;
+    "dr_grpo" over samples times the longest possible length. GRPO only."""
     importance_sampling_level: Literal["token", "sequence"] = "token"
-    """GRPO: the ratio of each token, or one per sequence: the exponential of its tokens' mean log-ratio (GSPO)."""
+    """A ratio for each token, or one per sequence: the exponential of its tokens' mean log-ratio (GSPO). GRPO only."""
     estimator: Literal["trajectory", "remask", "full_mask"] = "trajectory"
     """Log-prob estimator of a masked model; autoregressive models score exactly and ignore it."""
     num_scored_steps: int = 2
