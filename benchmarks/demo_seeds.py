@@ -1,6 +1,7 @@
 """The demo's recipe over several seeds, beside its controls, on held-out prompts.
 
-    python benchmarks/demo_seeds.py OUT [--seeds 0 1 2] [--arms recipe shuffled] [--images 1200] [--references 2000]
+    python benchmarks/demo_seeds.py OUT [--preset tiny-showo-grpo] [--seeds 0 1 2] [--arms recipe shuffled]
+                                    [--images 1200] [--references 2000] [--grid]
 
 For each arm and seed: train the preset, evaluate the last checkpoint on the same held-out prompts, images' seeds and
 reference pictures as the base. Finished cells are kept in OUT, so the script can be stopped and started again. Prints
@@ -31,7 +32,7 @@ from openunirl.train import train
 from openunirl.types import ImageSampling
 from sampler_grid import grid
 
-PRESET, EVALUATION_SEED = "tiny-showo-grpo", 1000
+EVALUATION_SEED = 1000
 COLUMNS = (
     "arm", "seed", "generation", "difference to base (95 %)", "understanding", "difference (95 %)", "imbalance",
     "self-reward", "gap", "minutes",
@@ -72,6 +73,7 @@ def own_best(weights: Path | str, config: EvalConfig, images: int, references: i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--preset", default="tiny-showo-grpo", choices=sorted(PRESETS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=["recipe", "shuffled"], choices=("recipe", "shuffled"))
     parser.add_argument("--images", type=int, default=1200)
@@ -79,7 +81,7 @@ def main() -> None:
     parser.add_argument("--grid", action="store_true")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    preset, sizes = PRESETS[PRESET], (args.images, args.references)
+    preset, sizes = PRESETS[args.preset], (args.images, args.references)
     told = json.dumps([to_dict(preset), sizes], sort_keys=True)
     recipe = args.out / "recipe.json"
     if recipe.exists() and recipe.read_text() != told:

@@ -31,6 +31,7 @@ from openunirl.tasks.shapes_oracle import COLORS, MAX_THINGS, SHAPES, Scene, sam
 from openunirl.types import Prompt, Question
 
 QUESTION_WEIGHTS: Mapping[str, float] = dict.fromkeys(TAGS, 1.0) | {
+    "two_object": 4.0,
     "counting": 10.0,
     "position": 6.0,
     "color_attr": 1.5,
