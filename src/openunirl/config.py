@@ -52,6 +52,9 @@ class RolloutConfig:
     """K: answers sampled per question (the paper: 1)."""
     sampling: ImageSampling = field(default_factory=ImageSampling)
     """How training images are drawn."""
+    drawn_by: Literal["policy", "base"] = "policy"
+    """Who draws: the policy that is trained, or (SFT only) the frozen base, whose images cannot drift. Answers and
+    verdicts are the policy's in any case."""
     answer_temperature: float = 1.0
     """Temperature of sampled answers."""
     max_new_tokens: int = 8
@@ -116,6 +119,9 @@ class LossConfig:
     """GRPO, end-to-end: weight of the soft reward's own gradient, that of the judge's log-probability of the gold
     answers, at the relaxed image (times image_coef). The judge's weights do not feel it. Needs --reward.kind
     probability."""
+    gold_answers: Literal["all", "kept"] = "all"
+    """SFT: on which images the gold answers are learned: on all of them (the paper), or on those that were judged
+    right, so that no answer is learned from a picture that does not show it."""
     relaxation: RelaxationConfig = field(default_factory=RelaxationConfig)
     """How the image is relaxed; read by end-to-end training only."""
     beta: float = 0.02

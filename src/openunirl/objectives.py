@@ -212,7 +212,8 @@ def _gold_answers(model: UnifiedModel, chunk: Experience, images: Images, terms:
     weight_QT = scores.mask_QT.to(scores.logprobs_QT.dtype)
     terms.stats.add("answer/nll", -scores.logprobs_QT, weight_QT)
     terms.stats.add("answer/entropy", scores.entropy_QT, weight_QT)
-    return sample_mean(-scores.logprobs_QT, weight_QT, weight_QT.sum(1), terms.answer_totals)
+    counted_QT = weight_QT * chunk.advantages_Q.to(weight_QT)[:, None]  # 0 where the answer is not to be learned
+    return sample_mean(-scores.logprobs_QT, counted_QT, weight_QT.sum(1), terms.answer_totals)
 
 
 def _follow_reward(model: UnifiedModel, chunk: Experience, y_BNV: torch.Tensor, terms: Terms) -> None:

@@ -10,6 +10,7 @@ Shapes: P prompts, G images per prompt, B = P*G images, J questions per image, K
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -65,7 +66,8 @@ def roll_out(
     who_B = who_P.repeat_interleave(group)
     sample_B = torch.arange(group).repeat(len(prompts))
     keys_B = key(seed, step, who_B, sample_B)
-    images = _draw(model, [p.prompt for p in prompts for _ in range(group)], key(keys_B, _IMAGES), config)
+    with model.reference() if config.drawn_by == "base" else nullcontext():
+        images = _draw(model, [p.prompt for p in prompts for _ in range(group)], key(keys_B, _IMAGES), config)
 
     questions, gold = [], []
     for b in range(len(keys_B)):
