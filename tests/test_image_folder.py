@@ -129,6 +129,13 @@ def test_partial_scores_what_is_there(folder, what):
     assert left == [name for name in ALL if (folder / name).exists()] and len(left) < 8
 
 
+def test_a_time_for_a_number_costs_no_memory(folder):
+    samples = folder / "00001" / "samples"
+    (samples / "0001.png").rename(samples / "1714550000.png")
+    with pytest.raises(ValueError, match=r"lacks picture 1 \(1714549999 missing, numbers go up to 1714550000\)"):
+        read_folder(folder)
+
+
 def test_a_folder_above_is_recognised(folder):
     with pytest.raises(ValueError, match=r"not in GenEval's layout.*did you mean .*made\?"):
         read_folder(folder.parent)
