@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -120,6 +121,8 @@ def take_up(folder: Path, pictures: Sequence[Picture]) -> None:
 
     results.jsonl and evaluation.json go unless they are of exactly these pictures. A kill at any point loses no row.
     """
+    for file in (folder / "journal").glob(".*.tmp"):  # what write_jsonl had not renamed yet
+        file.unlink(missing_ok=True)
     for file in _journals(folder):  # cut half-written last lines off
         content = file.read_bytes()
         if not content.endswith(b"\n"):
@@ -197,9 +200,7 @@ def finished(rows: Sequence[Row], pictures: Sequence[Picture]) -> list[Row]:
 def write_results(folder: Path, rows: Sequence[Row]) -> None:
     """results.jsonl, whole or not at all; then the journal has done its work."""
     write_jsonl(folder / "results.jsonl", rows)
-    for file in _journals(folder):
-        file.unlink()
-    (folder / "journal").rmdir()
+    shutil.rmtree(folder / "journal", ignore_errors=True)  # a file browser may have left something of its own there
 
 
 # ------------------------------------------------------------------------------------------------ is it a score?

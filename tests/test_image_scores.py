@@ -1,0 +1,32 @@
+"""The journal of `openunirl evaluate --images` and what it takes for a row: what a kill or another call leaves."""
+
+import json
+import math
+
+import pytest
+
+from openunirl.evaluation.image_folder import read_folder
+from openunirl.evaluation.image_scores import score_pictures, summarize_pictures, take_up, write_results
+from openunirl.tasks.geneval import evaluation_prompts
+from openunirl.tasks.shapes_oracle import Oracle
+from openunirl.types import Detection
+from picture_folders import call, draw, no_summary, refused, rows
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return draw(tmp_path_factory.mktemp("drawn") / "pictures")
+
+
+def test_strays_in_the_journal_are_cleared_away(folder, tmp_path):
+    """What SIGKILL leaves between opening and renaming, and what a file browser adds."""
+    pictures, journal = read_folder(folder)[:4], tmp_path / "journal"
+    journal.mkdir()
+    (journal / ".0123456789abcdef.tmp").write_text('{"filename": "00000/samp')
+    (journal / ".DS_Store").write_bytes(b"\0")
+    take_up(tmp_path, pictures)
+    assert sorted(path.name for path in journal.iterdir()) == [".DS_Store", "kept.jsonl"]
+    scored = [row for part in score_pictures(Oracle(), pictures, 2) for row in part]
+    for _ in range(2):
+        write_results(tmp_path, scored)
+        assert rows(tmp_path) == scored and not journal.exists()
