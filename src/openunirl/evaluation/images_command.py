@@ -86,9 +86,10 @@ def score_folder(
     """Scores what `output_dir` lacks of the pictures in `images`; returns the summary (None in all processes but the
     main one).
 
-    Errors: ValueError before the networks are loaded, for a folder in which anything is missing or does not match, for
-    equal pictures, and for an `output_dir` of another call; after scoring, for unreadable pictures, and where nothing
-    was detected or nothing is right (results.jsonl then tells why, and there is no evaluation.json).
+    Errors: ValueError before the networks are loaded, for an `output_dir` of another call, for a folder in which
+    anything is missing or does not match, and for equal pictures; after scoring, for unreadable pictures, and where
+    nothing was detected or nothing is right (results.jsonl then tells why). Whatever the error, the evaluation.json of
+    an earlier call on the same `output_dir` is gone by then; its rows are kept.
     """
     from openunirl.distributed import Processes
     from openunirl.evaluation.files import write_summary
@@ -101,9 +102,6 @@ def score_folder(
         raise ValueError(f"unknown detector {detector!r}; known: {', '.join(JUDGES)}")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"--batch-size is {batch_size}, wanted at least 1")
-    pictures = read_folder(images, prompt_file=prompt_file, partial=partial)
-    named = JUDGES[detector](detector_weights, color_weights)
-    check_names(pictures, named.classes, named.colors, detector)
     settings: dict[str, Any] = {"images": str(images.resolve()), "detector": detector}
     if detector != "oracle":
         settings |= {"detector_weights": detector_weights, "color_weights": color_weights}
@@ -112,12 +110,17 @@ def score_folder(
         check_settings(known, settings, made=output_dir, flag="--output-dir")
     elif output_dir.exists() and any(output_dir.iterdir()):
         raise ValueError(f"{output_dir} exists and holds no {known.name}: choose another --output-dir")
+    processes = Processes()
+    if known.exists() and processes.is_main:  # if this call ends in an error, no summary of before must outlive it
+        (output_dir / "evaluation.json").unlink(missing_ok=True)
+    pictures = read_folder(images, prompt_file=prompt_file, partial=partial)
+    named = JUDGES[detector](detector_weights, color_weights)
+    check_names(pictures, named.classes, named.colors, detector)
     if all_equal(pictures):
         raise ValueError(
             f"all {len(pictures)} pictures in {images} are equal, so there is no score: the model, its decoder or a "
             "safety filter gave the same picture for every prompt (look at one)"
         )
-    processes = Processes()
     judge, fingerprints = named.load(processes.device)
     settings |= fingerprints
     if processes.is_main:
