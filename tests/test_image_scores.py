@@ -30,3 +30,15 @@ def test_strays_in_the_journal_are_cleared_away(folder, tmp_path):
     for _ in range(2):
         write_results(tmp_path, scored)
         assert rows(tmp_path) == scored and not journal.exists()
+
+
+def test_rows_that_another_call_took_away_are_one_error(folder, tmp_path, capsys, monkeypatch):
+    class Disturbed(Oracle):
+        def detect(self, images):
+            (tmp_path / "journal" / "process-0000.jsonl").unlink(missing_ok=True)  # as another call's take_up does
+            return super().detect(images)
+
+    monkeypatch.setattr("openunirl.tasks.shapes_oracle.Oracle", Disturbed)
+    err = refused(capsys, folder, tmp_path, "--batch-size", "12")
+    assert "12 of 24 pictures have no row" in err and "the first is 00000/samples/0000.png" in err
+    assert "another call" in err and "disk" in err and no_summary(tmp_path)

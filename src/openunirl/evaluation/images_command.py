@@ -88,8 +88,8 @@ def score_folder(
 
     Errors: ValueError before the networks are loaded, for an `output_dir` of another call, for a folder in which
     anything is missing or does not match, and for equal pictures; after scoring, for unreadable pictures, and where
-    nothing was detected or nothing is right (results.jsonl then tells why). Whatever the error, the evaluation.json of
-    an earlier call on the same `output_dir` is gone by then; its rows are kept.
+    nothing was detected or nothing is right (results.jsonl then tells why). From the pictures on, the evaluation.json
+    of an earlier call is gone whatever the error; its rows are kept.
     """
     from openunirl.distributed import Processes
     from openunirl.evaluation.files import write_summary
@@ -182,6 +182,13 @@ def _conclude(
     )
 
     rows = journal_rows(folder)
+    lost = [picture.name for picture in pictures if picture.name not in rows]
+    if lost:
+        raise ValueError(
+            f"{len(lost)} of {len(pictures)} pictures have no row in {folder / 'journal'} although all were scored, the "
+            f"first is {lost[0]}: another call worked on {folder} meanwhile, or the processes do not share a disk; let "
+            "one call at a time write there, on a disk that all processes see, and repeat it"
+        )
     results = [rows[picture.name] for picture in pictures]
     bad = unreadable(results)
     if bad:
