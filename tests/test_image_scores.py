@@ -42,3 +42,9 @@ def test_rows_that_another_call_took_away_are_one_error(folder, tmp_path, capsys
     err = refused(capsys, folder, tmp_path, "--batch-size", "12")
     assert "12 of 24 pictures have no row" in err and "the first is 00000/samples/0000.png" in err
     assert "another call" in err and "disk" in err and no_summary(tmp_path)
+
+
+def test_a_kill_before_the_settings_are_there_locks_nothing(folder, tmp_path):
+    (tmp_path / "settings.json.partial").write_text('{"images"')
+    call(folder, tmp_path)
+    assert not no_summary(tmp_path) and not (tmp_path / "settings.json.partial").exists()

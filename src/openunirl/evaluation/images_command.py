@@ -92,7 +92,7 @@ def score_folder(
     of an earlier call is gone whatever the error; its rows are kept.
     """
     from openunirl.distributed import Processes
-    from openunirl.evaluation.files import write_summary
+    from openunirl.evaluation.files import is_occupied, write_summary
     from openunirl.evaluation.image_folder import all_equal, check_names, read_folder
     from openunirl.evaluation.image_scores import journal_rows, take_up
     from openunirl.generate import check_settings
@@ -108,7 +108,7 @@ def score_folder(
     known = output_dir / f"{_SETTINGS}.json"
     if known.exists():
         check_settings(known, settings, made=output_dir, flag="--output-dir")
-    elif output_dir.exists() and any(output_dir.iterdir()):
+    elif is_occupied(output_dir):
         raise ValueError(f"{output_dir} exists and holds no {known.name}: choose another --output-dir")
     processes = Processes()
     if known.exists() and processes.is_main:  # if this call ends in an error, no summary of before must outlive it
