@@ -48,3 +48,10 @@ def test_a_kill_before_the_settings_are_there_locks_nothing(folder, tmp_path):
     (tmp_path / "settings.json.partial").write_text('{"images"')
     call(folder, tmp_path)
     assert not no_summary(tmp_path) and not (tmp_path / "settings.json.partial").exists()
+
+
+def test_verdicts_of_another_protocol_are_not_taken_up(folder, tmp_path, capsys, monkeypatch):
+    call(folder, tmp_path)
+    assert json.loads((tmp_path / "settings.json").read_text())["protocol"] == 1
+    monkeypatch.setattr("openunirl.evaluation.image_scores.PROTOCOL", 2)
+    assert "was made with protocol 1, not 2: choose another --output-dir" in refused(capsys, folder, tmp_path)

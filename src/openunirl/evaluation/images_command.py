@@ -94,7 +94,7 @@ def score_folder(
     from openunirl.distributed import Processes
     from openunirl.evaluation.files import is_occupied, write_summary
     from openunirl.evaluation.image_folder import all_equal, check_names, read_folder
-    from openunirl.evaluation.image_scores import journal_rows, take_up
+    from openunirl.evaluation.image_scores import PROTOCOL, journal_rows, take_up
     from openunirl.generate import check_settings
     from openunirl.provenance import about
 
@@ -102,7 +102,7 @@ def score_folder(
         raise ValueError(f"unknown detector {detector!r}; known: {', '.join(JUDGES)}")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"--batch-size is {batch_size}, wanted at least 1")
-    settings: dict[str, Any] = {"images": str(images.resolve()), "detector": detector}
+    settings: dict[str, Any] = {"protocol": PROTOCOL, "images": str(images.resolve()), "detector": detector}
     if detector != "oracle":
         settings |= {"detector_weights": detector_weights, "color_weights": color_weights}
     known = output_dir / f"{_SETTINGS}.json"
