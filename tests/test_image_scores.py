@@ -55,3 +55,27 @@ def test_verdicts_of_another_protocol_are_not_taken_up(folder, tmp_path, capsys,
     assert json.loads((tmp_path / "settings.json").read_text())["protocol"] == 1
     monkeypatch.setattr("openunirl.evaluation.image_scores.PROTOCOL", 2)
     assert "was made with protocol 1, not 2: choose another --output-dir" in refused(capsys, folder, tmp_path)
+
+
+def row(metadata, name):
+    return {
+        "filename": name, "tag": metadata["tag"], "prompt": metadata["prompt"], "correct": True, "digest": name,
+        "metadata": json.dumps(metadata),
+    }  # fmt: skip
+
+
+def test_official_prompts_are_known_whatever_the_order_of_their_fields():
+    metadata = [dict(reversed(prompt.metadata().items())) for prompt in evaluation_prompts()[:3]]
+    metadata.append(metadata[0] | {"prompt": "something else"})
+    summary = summarize_pictures([row(each, str(i)) for i, each in enumerate(metadata)], "oracle")
+    assert summary["official_prompts"] == {"scored": 3, "of": 553}
+
+
+def test_another_numpy_leaves_official_prompts_unsaid(folder, tmp_path, monkeypatch, capsys):
+    def other_stream():
+        raise RuntimeError("numpy draws other evaluation prompts")
+
+    monkeypatch.setattr("openunirl.evaluation.image_scores.evaluation_prompts", other_stream)
+    call(folder, tmp_path)
+    assert json.loads((tmp_path / "evaluation.json").read_text())["official_prompts"] is None
+    assert "GenEval's" not in capsys.readouterr().out

@@ -248,16 +248,26 @@ def summarize_pictures(rows: Sequence[Row], label: str, **about: Any) -> dict[st
     geneval["distinct_prompts"] = len({row["prompt"] for row in rows})
     for tag, task in geneval["tasks"].items():
         task["distinct_prompts"] = len({row["prompt"] for row in rows if row["tag"] == tag})
-    official = {json.dumps(prompt.metadata()) for prompt in evaluation_prompts()}
     return {
         "geneval": geneval,
         "label": label,
         "pictures": len(rows),
         "distinct_pictures": len({row["digest"] for row in rows}),
-        "official_prompts": {"scored": len(official & {row["metadata"] for row in rows}), "of": len(official)},
+        "official_prompts": _official_prompts(rows),
         "params": asdict(OFFICIAL),
         **about,
     }
+
+
+def _official_prompts(rows: Sequence[Row]) -> dict[str, int] | None:
+    """How many of GenEval's own prompts the rows cover, however their fields are ordered; None where this numpy cannot
+    tell them (evaluation_prompts)."""
+    try:
+        official = {json.dumps(prompt.metadata(), sort_keys=True) for prompt in evaluation_prompts()}
+    except RuntimeError:
+        return None
+    scored = {json.dumps(json.loads(row["metadata"]), sort_keys=True) for row in rows}
+    return {"scored": len(official & scored), "of": len(official)}
 
 
 Report = Callable[[int], None]

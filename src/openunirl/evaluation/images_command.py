@@ -216,7 +216,7 @@ def _table(summary: dict[str, Any]) -> Any:
     from rich.table import Table
 
     geneval, covered = summary["geneval"], summary["official_prompts"]
-    prompts = f"; {covered['scored']} of GenEval's {covered['of']} prompts" if covered["scored"] else ""
+    prompts = f"; {covered['scored']} of GenEval's {covered['of']} prompts" if covered and covered["scored"] else ""
     title = f"{summary['label']}{prompts}, in % (95 % interval)"
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
     for heading in ("", "share", "right", "n", "prompts"):
