@@ -57,6 +57,16 @@ def test_verdicts_of_another_protocol_are_not_taken_up(folder, tmp_path, capsys,
     assert "was made with protocol 1, not 2: choose another --output-dir" in refused(capsys, folder, tmp_path)
 
 
+@pytest.mark.parametrize("box, score", [((0.0, 0.0, 4.0, 4.0), math.nan), ((0.0, 0.0, math.inf, 4.0), 0.9)])
+def test_a_detection_that_is_not_finite_names_the_picture(folder, box, score):
+    class Broken(Oracle):
+        def detect(self, images):
+            return [*super().detect(images[:-1]), {"circle": [Detection(box=box, score=score)]}]
+
+    with pytest.raises(ValueError, match=r"00001/samples/0000\.png: .*not finite.*weights are probably damaged"):
+        list(score_pictures(Broken(), read_folder(folder)[:3], 3))
+
+
 def row(metadata, name):
     return {
         "filename": name, "tag": metadata["tag"], "prompt": metadata["prompt"], "correct": True, "digest": name,

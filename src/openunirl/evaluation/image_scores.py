@@ -49,10 +49,16 @@ Read = tuple[str, np.ndarray] | ValueError
 def score_picture(
     judge: Judge, picture: Picture, file_digest: str, image: np.ndarray, found: Mapping[str, Sequence[Detection]]
 ) -> Row:
-    """The row of one picture, `image` uint8 RGB [H, W, 3], in which the judge `found` objects."""
+    """The row of one picture, `image` uint8 RGB [H, W, 3], in which the judge `found` objects.
+
+    Errors: ValueError that names the picture, for detections or colour scores that are not finite.
+    """
     metadata = picture.prompt.metadata()
-    verdict = score(metadata, found, lambda name, objects: judge.colors(image, objects, name))
-    counted = {name: [found[name][i] for i in keep(found[name], picture.prompt.tag)] for name in found}
+    try:
+        verdict = score(metadata, found, lambda name, objects: judge.colors(image, objects, name))
+        counted = {name: [found[name][i] for i in keep(found[name], picture.prompt.tag)] for name in found}
+    except ValueError as error:
+        raise ValueError(f"{picture.name}: {error}") from None
     details = {name: [[*each.box, each.score] for each in kept] for name, kept in counted.items() if kept}
     return {
         "filename": picture.name,
