@@ -96,8 +96,8 @@ class ClipColors:
             whole = vocabulary.get(f"{color}</w>")
             if whole is not None and self.tokenizer(color, add_special_tokens=False).input_ids != [whole]:
                 raise ValueError(
-                    f"{weights}: the tokenizer splits {color!r}, which its vocabulary holds as one token; its merges.txt "
-                    "(or tokenizer.json) is damaged or cut off: download it again"
+                    f"{weights}: the tokenizer splits {color!r}, which its vocabulary holds as one token; its "
+                    "merges.txt (or tokenizer.json) is damaged or cut off: download it again"
                 )
 
     def colors(self, image: np.ndarray, detections: Sequence[Detection], classname: str) -> list[str]:

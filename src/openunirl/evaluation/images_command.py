@@ -185,9 +185,9 @@ def _conclude(
     lost = [picture.name for picture in pictures if picture.name not in rows]
     if lost:
         raise ValueError(
-            f"{len(lost)} of {len(pictures)} pictures have no row in {folder / 'journal'} although all were scored, the "
-            f"first is {lost[0]}: another call worked on {folder} meanwhile, or the processes do not share a disk; let "
-            "one call at a time write there, on a disk that all processes see, and repeat it"
+            f"{len(lost)} of {len(pictures)} pictures have no row in {folder / 'journal'} although all were scored, "
+            f"the first is {lost[0]}: another call worked on {folder} meanwhile, or the processes do not share a disk; "
+            "let one call at a time write there, on a disk that all processes see, and repeat it"
         )
     results = [rows[picture.name] for picture in pictures]
     bad = unreadable(results)
