@@ -1,7 +1,7 @@
 """Who judges pictures: a detector and a colour classifier under one name, and the label their numbers carry.
 
 In: a name and weights. Out: a NamedJudge. torch and the worlds are imported only when a judge is asked for.
-To add a judge: one function, one line in JUDGES.
+To add a judge: one function, one line in JUDGES, and its name among the detectors of images_command.ImagesArguments.
 """
 
 from __future__ import annotations
