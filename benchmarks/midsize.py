@@ -5,12 +5,14 @@ Only what a benchmark does not time is small: the image tokenizers and the visio
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import torch
 from transformers import JanusConfig, PreTrainedTokenizerFast
 
-from openunirl.models import janus_prompting, showo_prompting
+from openunirl.models import janus_prompting, packed_linear, showo_prompting
 from openunirl.models.janus import Janus
 from openunirl.models.janus_net import JanusNet
 from openunirl.models.magvit import Magvit, MagvitConfig
@@ -23,6 +25,8 @@ from openunirl.tasks import shapes
 HIDDEN, LAYERS, HEADS = 512, 8, 8
 JANUS_CODES, JANUS_GATED = 16384, 1408  # Janus-1.3B: 5632 of 2048
 SHOWO_TEXT, SHOWO_CODE_BITS, SHOWO_MLP = 50295, 13, 2048
+
+LEAST_EQUAL = 0.99  # share of tokens; rounding may turn a tie
 
 PROMPTS = (
     "a photo of a circle",
@@ -45,6 +49,20 @@ def prompts(count: int) -> list[str]:
 
 def questions(count: int) -> list[str]:
     return [QUESTIONS[i % len(QUESTIONS)] for i in range(count)]
+
+
+def not_packed(work: Callable[[], Any]) -> Any:
+    """The result of `work`, during which our samplers leave all weights in their own layout."""
+    with mock.patch.object(packed_linear, "SMALLEST", 2**62):
+        return work()
+
+
+def check_equal(name: str, share: float) -> None:
+    """Prints the share of equal tokens and refuses to compare the times of two samplers that draw different images."""
+    print(f"equal tokens for equal random numbers, {name}: {share:.2%}")
+    assert share >= LEAST_EQUAL, (
+        f"{name} draws other images: {share:.2%} equal tokens, at least {LEAST_EQUAL:.0%} wanted"
+    )
 
 
 def janus(side: int = 16, seed: int = 0) -> Janus:

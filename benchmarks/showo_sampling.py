@@ -5,12 +5,14 @@
 The plain network passes, below, are what a paper's code does: at every step all text and image positions of both
 halves of the batch, the mask built anew, all 58,498 logits everywhere. Both sides share the code that draws from the
 logits and its random numbers, so they must draw the same images up to ties (a token's confidence may tie with the cut;
-one token that differs changes what follows). "weights packed" is ours inside `packed_linears`.
+one token that differs changes what follows); a share of equal tokens under 99 % ends the script. Ours packs its weights
+(openunirl.models.packed_linear); "ours, not packed" is the same sampler with that switched off.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -19,9 +21,8 @@ from floor import Decoder, Pass, Product, Replay
 from openunirl.draws import KeyedDraws, key
 from openunirl.models import masked
 from openunirl.models.masked import MASKED
-from openunirl.models.packed_linear import packed_linears
 from openunirl.models.showo import Showo
-from openunirl.types import ImageSampling
+from openunirl.types import ImageRollout, ImageSampling
 from timing import header, parser, report, take_turns
 
 
@@ -45,19 +46,27 @@ def plain(model: Showo, prompts: list[str], seeds_B: torch.Tensor, sampling: Ima
     return masked.sample(logits_fn, KeyedDraws(seeds_B), start_BN, sampling).tokens_BN
 
 
-def floor_passes(model: Showo, prompts: list[str], sampling: ImageSampling) -> list[Pass]:
-    """Every distinct text once; then, at every step, the image block of every row and code logits of its tokens."""
+def floor_passes(model: Showo, prompts: list[str], rollout: ImageRollout) -> list[Pass]:
+    """Every distinct text once, and with it the first step, at which all images of a text are the same: masked. Then,
+    at every later step, the image block of every row, and code logits of the tokens that are still masked there: those
+    of reveal step r are at r later steps."""
     decoder = Decoder(hidden=midsize.HIDDEN, layers=midsize.LAYERS, heads=midsize.HEADS, mlp=(midsize.SHOWO_MLP,))
-    guided, prompting = sampling.guidance_scale != 1, model.prompting
+    guided, prompting, later = rollout.sampling.guidance_scale != 1, model.prompting, rollout.sampling.num_timesteps - 1
     texts_BL = prompting.t2i_prefix([*dict.fromkeys(prompts), *[""] * guided])
     lengths = (texts_BL != prompting.vocab.pad).sum(1).tolist()
     rows, mean = len(prompts) * (1 + guided), math.ceil(sum(lengths) / len(lengths))
     block = model.num_image_tokens + 2
-    head = Product(m=rows * model.num_image_tokens, k=midsize.HIDDEN, n=2**midsize.SHOWO_CODE_BITS)
-    return [
+    masked_rows = round(int(rollout.reveal_step_BN.sum()) * (1 + guided) / max(later, 1))
+    first, head = (
+        Product(m=m, k=midsize.HIDDEN, n=2**midsize.SHOWO_CODE_BITS)
+        for m in (len(lengths) * model.num_image_tokens, masked_rows)
+    )
+    passes = [
         Pass(name="texts", products=decoder.products(len(lengths), mean, mean)),
-        Pass(name="image", products=(*decoder.products(rows, block, mean + block), head), times=sampling.num_timesteps),
+        Pass(name="first step", products=(*decoder.products(len(lengths), block, mean + block), first)),
+        Pass(name="later step", products=(*decoder.products(rows, block, mean + block), head), times=later),
     ]
+    return passes if later else passes[:2]
 
 
 def main() -> None:
@@ -75,20 +84,18 @@ def main() -> None:
     def slow() -> torch.Tensor:
         return plain(model, prompts, seeds_B, sampling)
 
-    def ours() -> torch.Tensor:
-        return model.sample_images(prompts, seeds_B, sampling).tokens_BN
+    def ours() -> ImageRollout:
+        return model.sample_images(prompts, seeds_B, sampling)
 
-    @torch.no_grad()
-    def packed() -> torch.Tensor:
-        with packed_linears(model.net):
-            return ours()
+    def unpacked() -> ImageRollout:
+        return midsize.not_packed(ours)
 
     print(f"{images} images of {model.num_image_tokens} tokens, {timesteps} steps, guidance {args.guidance:g}")
-    want_BN = slow()
-    for name, got_BN in (("ours", ours()), ("weights packed", packed())):
-        print(f"equal tokens for equal random numbers, {name}: {(want_BN == got_BN).float().mean().item():.2%}")
-    replay = Replay(floor_passes(model, prompts, sampling), repeats=1)
-    tasks = {"plain": slow, "ours": ours, "ours, weights packed": packed}
+    want_BN, got = slow(), ours()
+    for name, tokens_BN in (("ours", got.tokens_BN), ("ours, not packed", unpacked().tokens_BN)):
+        midsize.check_equal(name, (want_BN == tokens_BN).float().mean().item())
+    replay = Replay(floor_passes(model, prompts, got), repeats=1)
+    tasks: dict[str, Callable[[], object]] = {"plain": slow, "ours": ours, "ours, not packed": unpacked}
     report(take_turns(tasks | {"floor": replay.measure}, 2 if args.short else args.repeats), replay)
 
 

@@ -1,6 +1,7 @@
 """Small random Mask2Former and CLIP checkpoints in transformers' layout, with the real class counts and file names."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -41,13 +42,20 @@ def save_mask2former(folder: Path, *, classes: int = 80, seed: int = 0, scale: f
     return folder
 
 
-def save_clip(folder: Path, *, seed: int = 0, side: int = 32) -> Path:
-    """Random weights and a byte-level CLIP tokenizer (vocab.json, merges.txt) without merges."""
+def save_clip(folder: Path, *, seed: int = 0, side: int = 32, words: Sequence[str] = ()) -> Path:
+    """Random weights and a byte-level CLIP tokenizer (vocab.json, merges.txt) whose only merges make `words`."""
     folder.mkdir(parents=True, exist_ok=True)
     letters = [chr(c) for c in range(ord("!"), ord("~") + 1)]
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    tokens, merges = [*letters, *(f"{letter}</w>" for letter in letters)], ["#version: 0.2"]
+    for word in words:
+        parts = [*word[:-1], f"{word[-1]}</w>"]
+        for end in range(1, len(parts)):
+            left = "".join(parts[:end])
+            merges.append(f"{left} {parts[end]}")
+            tokens.append(left + parts[end])
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
     (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "merges.txt").write_text("".join(f"{merge}\n" for merge in merges))
     (folder / "tokenizer_config.json").write_text(
         json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": 77})
     )

@@ -129,6 +129,16 @@ def test_other_and_damaged_checkpoints_are_refused(tmp_path, checkpoint):
         ClipColors(str(tmp_path / "nowhere"))
 
 
+def test_merges_that_were_cut_off_are_noticed(tmp_path):
+    """The tokens and their number stay the same; "red" just falls into pieces that the network never saw."""
+    whole = save_clip(tmp_path / "net", words=("red",))
+    assert ClipColors(str(whole)).tokenizer("red", add_special_tokens=False).input_ids == [189]
+    merges = (whole / "merges.txt").read_text().splitlines(keepends=True)
+    (whole / "merges.txt").write_text("".join(merges[:-1]))
+    with pytest.raises(ValueError, match=r"net: the tokenizer splits 'red', which .*merges\.txt"):
+        ClipColors(str(whole))
+
+
 def test_scores_that_are_not_finite_name_no_color(checkpoint):
     broken = ClipColors(str(checkpoint))
     with torch.no_grad():
@@ -144,6 +154,14 @@ def test_the_label_is_metas_only_for_metas_weights():
     assert label(META_DETECTOR, OPENAI_CLIP) == META_LABEL == "GenEval protocol, Meta weights"
     for weights in (("my/copy", OPENAI_CLIP), (META_DETECTOR, "laion/clip")):
         assert label(*weights) == f"GenEval protocol, weights {weights[0]} and {weights[1]}"
+
+
+@pytest.mark.parametrize("name", [META_DETECTOR, OPENAI_CLIP])
+def test_a_local_folder_of_the_hubs_name_is_not_metas(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    assert label(META_DETECTOR, OPENAI_CLIP) == META_LABEL
+    (tmp_path / name).mkdir(parents=True)
+    assert label(META_DETECTOR, OPENAI_CLIP) == f"GenEval protocol, weights {META_DETECTOR} and {OPENAI_CLIP}"
 
 
 def test_a_photo_judge_is_both(classifier):

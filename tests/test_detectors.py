@@ -235,14 +235,19 @@ def test_other_arrays_are_refused(detector, bad):
 
 
 def test_full_precision_is_put_back():
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.enabled
-    with full_precision():
-        assert torch.get_float32_matmul_precision() == "highest" and not torch.backends.cudnn.allow_tf32
-    assert (
-        torch.get_float32_matmul_precision(),
-        torch.backends.cudnn.allow_tf32,
-        torch.backends.cudnn.enabled,
-    ) == before
+    def state():
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.enabled
+
+    at_first = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")  # otherwise "highest" is what it was, and nothing is shown
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
+            before = state()
+            with full_precision():
+                assert state() == ("highest", False, True)
+            assert state() == before == ("medium", True, True)
+    finally:
+        torch.set_float32_matmul_precision(at_first)
 
 
 # ------------------------------------------------------------------------------------------- other checkpoints

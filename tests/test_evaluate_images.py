@@ -25,10 +25,9 @@ from openunirl.tasks import shapes
 from openunirl.tasks.geneval import evaluation_prompts
 from openunirl.tasks.records import read_jsonl, write_jsonl
 from openunirl.tasks.shapes_oracle import Oracle
-from openunirl.tasks.worlds import WORLDS
 from photo_checkpoints import save_clip, save_mask2former
+from picture_folders import PROMPTS, Counting, call, draw, no_summary, refused, rows
 
-PROMPTS = 12
 OFFICIAL_KEYS = ["filename", "tag", "prompt", "correct", "reason", "metadata", "details"]
 
 
@@ -37,40 +36,9 @@ def offline(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
-def draw(folder, *, seed=0):
-    """12 prompts, two pictures each, in the shapes world: the first is right, the second is the next prompt's."""
-    prompts = shapes.prompts("heldout", PROMPTS, seed)
-    pictures = WORLDS["shapes"]().references(prompts, seed)
-    for index, prompt in enumerate(prompts):
-        (folder / f"{index:05d}" / "samples").mkdir(parents=True)
-        write_jsonl(folder / f"{index:05d}" / "metadata.jsonl", [prompt.metadata()])
-        for sample in range(2):
-            Image.fromarray(pictures[(index + sample) % PROMPTS]).save(
-                folder / f"{index:05d}" / "samples" / f"{sample:04d}.png"
-            )
-    return folder
-
-
 @pytest.fixture
 def folder(tmp_path):
     return draw(tmp_path / "pictures")
-
-
-def call(folder, out, *flags, code=0, detector="oracle"):
-    argv = ["evaluate", "--images", str(folder), "--output-dir", str(out), "--detector", detector, *flags]
-    assert main(argv) == code
-
-
-def refused(capsys, folder, out, *flags, code=1, **more):
-    capsys.readouterr()
-    call(folder, out, *flags, code=code, **more)
-    err = capsys.readouterr().err.splitlines()[-1]
-    assert err.startswith("openunirl: "), err
-    return err
-
-
-def rows(out):
-    return read_jsonl(out / "results.jsonl")
 
 
 # -------------------------------------------------------------------------------------------------- what is written
@@ -124,19 +92,6 @@ def test_the_batch_size_changes_nothing(folder, tmp_path):
 
 
 # -------------------------------------------------------------------------------------------------------- again
-
-
-class Counting(Oracle):
-    """Counts the pictures it sees; stops after `most`."""
-
-    def __init__(self, most=10**9):
-        self.seen, self.most = 0, most
-
-    def detect(self, images):
-        self.seen += len(images)
-        if self.seen > self.most:
-            raise KeyboardInterrupt
-        return super().detect(images)
 
 
 @pytest.fixture
@@ -227,7 +182,7 @@ def test_results_of_something_else_are_refused(folder, tmp_path, capsys):
     call(folder, tmp_path / "out")
     draw(tmp_path / "others", seed=1)
     err = refused(capsys, tmp_path / "others", tmp_path / "out")
-    assert "was made with images" in err and "choose another --output-dir" in err
+    assert "was made with images" in err and "choose another --output-dir" in err and not no_summary(tmp_path / "out")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "results.jsonl").write_text("{}\n")
     assert "holds no settings.json" in refused(capsys, folder, tmp_path / "mine")
@@ -263,10 +218,6 @@ def test_several_processes_take_shares(folder, tmp_path):
 # ---------------------------------------------------------------------------------------------- what is no score
 
 
-def no_summary(out):
-    return not (out / "evaluation.json").exists()
-
-
 def test_equal_pictures(folder, tmp_path, capsys):
     same = (folder / "00000/samples/0000.png").read_bytes()
     for file in folder.glob("*/samples/*.png"):
@@ -298,12 +249,35 @@ def test_all_scores_zero(folder, tmp_path, capsys):
     assert re.search(r'reason is "expected \w+>=5, found \d"', err) and no_summary(tmp_path / "out")
 
 
-def test_a_summary_of_before_does_not_outlive_what_it_is_of(folder, tmp_path, capsys):
-    call(folder, tmp_path / "out")
-    (folder / "00003/samples/0001.png").write_bytes(b"damaged")
-    err = refused(capsys, folder, tmp_path / "out")
+def test_a_summary_of_before_does_not_outlive_what_it_is_of(folder, tmp_path, capsys, monkeypatch):
+    out, last = tmp_path / "out", folder / "00003/samples/0001.png"
+    shutil.copytree(folder, tmp_path / "whole")
+
+    def no_weights():
+        raise ValueError("weights are not there")
+
+    def all_equal():
+        same = (folder / "00000/samples/0000.png").read_bytes()
+        for file in folder.glob("*/samples/*.png"):
+            file.write_bytes(same)
+
+    for damage, words in (
+        (last.unlink, "finish drawing"),
+        (all_equal, "are equal"),
+        (lambda: monkeypatch.setattr("openunirl.tasks.shapes_oracle.Oracle", no_weights), "weights are not there"),
+    ):
+        call(folder, out)
+        assert not no_summary(out)
+        damage()
+        assert words in refused(capsys, folder, out)
+        assert no_summary(out) and len(rows(out)) == 24  # nothing needs to be scored again
+        shutil.copytree(tmp_path / "whole", folder, dirs_exist_ok=True)
+    monkeypatch.undo()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    last.write_bytes(b"damaged")
+    err = refused(capsys, folder, out)
     assert "1 of 24 pictures cannot be read (00003/samples/0001.png: damaged, or no picture" in err
-    assert no_summary(tmp_path / "out") and not (tmp_path / "out" / "results.jsonl").exists()
+    assert no_summary(out) and not (out / "results.jsonl").exists()
 
 
 def test_unreadable_pictures_cost_no_other_work(folder, tmp_path, capsys, counting):

@@ -218,6 +218,12 @@ def test_a_folder_of_something_else_is_refused(tmp_path, capsys):
 # ---------------------------------------------------------------------------------------------- prompt files
 
 
+def test_a_kill_before_the_settings_are_there_locks_nothing(tmp_path):
+    (tmp_path / "generate.json.partial").write_text('{"model"')
+    call(tmp_path, prompts=PROMPTS[:1])
+    assert (tmp_path / "generate.json").exists() and (tmp_path / "00000/samples/0000.png").exists()
+
+
 def test_geneval_records_are_kept_whole(tmp_path, capsys):
     prompts = shapes.prompts("heldout", 6, 0)
     write_jsonl(tmp_path / "prompts.jsonl", [prompt_row(p) for p in prompts])

@@ -1,5 +1,7 @@
 """Packed layers give what plain ones give, only inside the context, and only where they can."""
 
+from collections import Counter
+
 import pytest
 import torch
 from torch import nn
@@ -19,6 +21,23 @@ def pack_everything(monkeypatch):
 
 
 @pytest.fixture
+def calls(monkeypatch):
+    """Counts the calls of pack and of packed_product."""
+    counted = Counter()
+
+    def counting(name, real):
+        def call(*args):
+            counted[name] += 1
+            return real(*args)
+
+        return call
+
+    for name in ("pack", "packed_product"):
+        monkeypatch.setattr(packed_linear, name, counting(name, getattr(packed_linear, name)))
+    return counted
+
+
+@pytest.fixture
 def net():
     torch.manual_seed(0)
     return nn.ModuleDict({"first": nn.Linear(64, 96), "head": RowsLinear(96, 200, bias=False)})
@@ -26,13 +45,14 @@ def net():
 
 @torch.no_grad()
 @pytest.mark.parametrize("rows", [None, (50, 200), (0, 1)])
-def test_products_are_equal_up_to_rounding(net, rows):
+def test_products_are_equal_up_to_rounding(net, rows, calls):
     inputs = [torch.randn(3, 5, 64), torch.randn(7, 64), torch.randn(2, 64, 4).transpose(1, 2), torch.zeros(0, 64)]
     want = [net["head"](net["first"](x), rows) for x in inputs]
     with packed_linears(net):
         for _ in range(2):  # packs, then finds it packed
             for x, y in zip(inputs, want, strict=True):
                 torch.testing.assert_close(net["head"](net["first"](x), rows), y, atol=2e-6, rtol=0)
+    assert calls == ({"pack": 2, "packed_product": 2 * 2 * 3} if available() else {})  # no rows, no product
 
 
 @torch.no_grad()
@@ -52,7 +72,7 @@ def test_the_context_ends_even_after_an_error_and_nests(net):
 
 
 @torch.no_grad()
-def test_other_dtypes_and_autocast_keep_the_plain_layer(net):
+def test_other_dtypes_and_autocast_keep_the_plain_layer(net, calls):
     net.double()
     x = torch.randn(2, 64, dtype=torch.float64)
     want = net["first"](x)
@@ -61,18 +81,58 @@ def test_other_dtypes_and_autocast_keep_the_plain_layer(net):
     net.float()
     with torch.autocast("cpu", torch.bfloat16), packed_linears(net):
         assert net["first"](x.float()).dtype == torch.bfloat16
+    assert not calls
 
 
 @torch.no_grad()
-def test_a_packed_sampler_draws_the_same_images(monkeypatch):
+@pytest.mark.parametrize("rows", [None, (50, 200)])
+def test_autocast_inside_the_context_keeps_the_plain_layer(net, rows, calls):
+    """accelerate enters it inside the prepared net's forward, after the sampler entered packed_linears."""
+    x = torch.randn(7, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        want = net["head"](net["first"](x), rows)
+    with packed_linears(net):
+        with torch.autocast("cpu", torch.bfloat16):
+            got = net["head"](net["first"](x), rows)
+        assert not calls
+        assert net["first"](x).dtype == torch.float32  # packed again, once autocast has ended
+    assert got.dtype == want.dtype == torch.bfloat16 and torch.equal(got, want)
+    assert calls["packed_product"] == available()
+
+
+class Doubling(nn.Linear):
+    def forward(self, input):
+        return 2 * super().forward(input)
+
+
+@torch.no_grad()
+def test_a_layer_with_a_forward_of_its_own_keeps_it(calls):
+    net, x = nn.Sequential(Doubling(64, 96)), torch.randn(3, 64)
+    want = net(x)
+    with packed_linears(net):
+        assert torch.equal(net(x), want)
+    assert not calls
+
+
+@torch.no_grad()
+def test_the_context_ends_where_something_else_took_the_forward_away(net):
+    with packed_linears(net):
+        vars(net["first"]).pop("forward", None)
+    assert "forward" not in vars(net["head"])
+
+
+@torch.no_grad()
+def test_a_packed_sampler_draws_the_same_images(monkeypatch, calls):
     model = build("tiny-janus", shapes.vocabulary(), seed=3)
     prompts, seeds = ["a photo of a circle", "a photo of a red circle left of a blue square"], key(0, torch.arange(2))
     got = model.sample_images(prompts, seeds, ImageSampling(guidance_scale=3.0))
+    packed, products = calls["pack"], calls["packed_product"]
+    assert products > packed > 0 or not available()
     again = model.score_images(got, model.scoring_passes(got, None, None)[0])  # type: ignore[arg-type]
     torch.testing.assert_close(again.logprobs_BN, got.logprobs_BN, atol=1e-4, rtol=0)
     monkeypatch.setattr(packed_linear, "SMALLEST", 2**60)
     want = model.sample_images(prompts, seeds, ImageSampling(guidance_scale=3.0))
-    assert torch.equal(got.tokens_BN, want.tokens_BN)
+    assert torch.equal(got.tokens_BN, want.tokens_BN) and (calls["pack"], calls["packed_product"]) == (packed, products)
 
 
 def test_gradients_are_refused(net):

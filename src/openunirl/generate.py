@@ -29,7 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from openunirl.config import ModelConfig
 from openunirl.draws import key
-from openunirl.evaluation.files import write_summary
+from openunirl.evaluation.files import is_occupied, write_summary
 from openunirl.evaluation.run import to_uint8
 from openunirl.models.protocol import UnifiedModel, load_model
 from openunirl.provenance import about
@@ -62,7 +62,7 @@ def generate(
     known = output_dir / f"{_SETTINGS}.json"
     if known.exists():
         check_settings(known, settings, made=output_dir, flag="--output-dir")
-    elif output_dir.exists() and any(output_dir.iterdir()):
+    elif is_occupied(output_dir):
         raise ValueError(f"{output_dir} exists and holds no {known.name}: choose another --output-dir")
     adapter = load_model(model).to(best_device())
     settings["weights"] = fingerprint(adapter)

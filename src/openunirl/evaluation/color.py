@@ -83,9 +83,22 @@ class ClipColors:
                 f"{weights}: the tokenizer knows {known} tokens and the network {wanted}; add the checkpoint's own "
                 "vocab.json and merges.txt, or tokenizer.json"
             )
+        self._check_words(weights)
         self.net = load_whole(CLIPModel, weights).to(torch.device(device))
         self.side: int = config.vision_config.image_size
         self._known: dict[str, torch.Tensor] = {}
+
+    def _check_words(self, weights: str) -> None:
+        """Errors: ValueError where a colour that is one token of the vocabulary is read as several: merges.txt was cut
+        off, say in a download, and the network would be asked about pieces it hardly knows."""
+        vocabulary = self.tokenizer.get_vocab()
+        for color in COLORS:
+            whole = vocabulary.get(f"{color}</w>")
+            if whole is not None and self.tokenizer(color, add_special_tokens=False).input_ids != [whole]:
+                raise ValueError(
+                    f"{weights}: the tokenizer splits {color!r}, which its vocabulary holds as one token; its "
+                    "merges.txt (or tokenizer.json) is damaged or cut off: download it again"
+                )
 
     def colors(self, image: np.ndarray, detections: Sequence[Detection], classname: str) -> list[str]:
         """One of COLORS for each detection of `classname` (spelt as GenEval does) in the uint8 RGB picture."""

@@ -39,6 +39,11 @@ def write_evaluation(folder: Path, name: str, evaluation: Evaluation, prompts: S
     return write_summary(folder, name, evaluation.summary)
 
 
+def is_occupied(folder: Path) -> bool:
+    """Whether a folder is there and holds anything but what a kill left of write_summary (*.partial)."""
+    return folder.exists() and any(path.suffix != ".partial" for path in folder.iterdir())
+
+
 def write_summary(folder: Path, name: str, summary: dict[str, Any]) -> Path:
     """NAME.json, atomically."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -109,7 +109,10 @@ def keep(detections: Sequence[Detection], tag: str, params: ScoreParams = OFFICI
     boxes = np.array([detection.box for detection in detections], np.float32)
     for index in range(len(detections)):
         if not (np.isfinite(scores[index]) and np.isfinite(boxes[index]).all()):
-            raise ValueError(f"detection {index} is not finite: {detections[index]}; run the detector in float32")
+            raise ValueError(
+                f"detection {index} is not finite: box {detections[index].box}, score {detections[index].score}; the "
+                "detector's weights are probably damaged, or it does not run in float32"
+            )
     threshold = np.float32(params.counting_threshold if tag == "counting" else params.threshold)
     best_first = np.argsort(scores, kind="stable")[::-1]
     candidates = [int(index) for index in best_first if scores[index] > threshold][: params.max_objects]

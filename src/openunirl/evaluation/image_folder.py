@@ -175,11 +175,12 @@ def _check_numbers(
 
 
 def _check_complete(numbers: Sequence[int], folder: Path, what: str) -> None:
-    """Every number from 0 to the last."""
-    missing = sorted(set(range(numbers[-1] + 1)) - set(numbers))
+    """Every number from 0 to the last; `numbers` are sorted and distinct, and the last may be a time of day."""
+    missing = numbers[-1] + 1 - len(numbers)
     if missing:
+        first = next(place for place, number in enumerate(numbers) if place != number)
         raise ValueError(
-            f"{folder} lacks {what} {missing[0]} ({len(missing)} missing, numbers go up to {numbers[-1]}): finish "
+            f"{folder} lacks {what} {first} ({missing} missing, numbers go up to {numbers[-1]}): finish "
             "drawing, or score what is there with --partial"
         )
 

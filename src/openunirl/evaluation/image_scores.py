@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,9 @@ from openunirl.tasks.records import read_jsonl, write_jsonl
 from openunirl.tasks.worlds import Judge
 from openunirl.types import Detection
 
+PROTOCOL = 1
+"""Kept in settings.json and compared: raise it with every change that may alter a row, so that no folder mixes both."""
+
 _TEXTS = ("filename", "tag", "prompt", "reason", "metadata", "details", "digest")
 
 Row = dict[str, Any]
@@ -45,10 +49,16 @@ Read = tuple[str, np.ndarray] | ValueError
 def score_picture(
     judge: Judge, picture: Picture, file_digest: str, image: np.ndarray, found: Mapping[str, Sequence[Detection]]
 ) -> Row:
-    """The row of one picture, `image` uint8 RGB [H, W, 3], in which the judge `found` objects."""
+    """The row of one picture, `image` uint8 RGB [H, W, 3], in which the judge `found` objects.
+
+    Errors: ValueError that names the picture, for detections or colour scores that are not finite.
+    """
     metadata = picture.prompt.metadata()
-    verdict = score(metadata, found, lambda name, objects: judge.colors(image, objects, name))
-    counted = {name: [found[name][i] for i in keep(found[name], picture.prompt.tag)] for name in found}
+    try:
+        verdict = score(metadata, found, lambda name, objects: judge.colors(image, objects, name))
+        counted = {name: [found[name][i] for i in keep(found[name], picture.prompt.tag)] for name in found}
+    except ValueError as error:
+        raise ValueError(f"{picture.name}: {error}") from None
     details = {name: [[*each.box, each.score] for each in kept] for name, kept in counted.items() if kept}
     return {
         "filename": picture.name,
@@ -120,6 +130,8 @@ def take_up(folder: Path, pictures: Sequence[Picture]) -> None:
 
     results.jsonl and evaluation.json go unless they are of exactly these pictures. A kill at any point loses no row.
     """
+    for file in (folder / "journal").glob(".*.tmp"):  # what write_jsonl had not renamed yet
+        file.unlink(missing_ok=True)
     for file in _journals(folder):  # cut half-written last lines off
         content = file.read_bytes()
         if not content.endswith(b"\n"):
@@ -197,9 +209,7 @@ def finished(rows: Sequence[Row], pictures: Sequence[Picture]) -> list[Row]:
 def write_results(folder: Path, rows: Sequence[Row]) -> None:
     """results.jsonl, whole or not at all; then the journal has done its work."""
     write_jsonl(folder / "results.jsonl", rows)
-    for file in _journals(folder):
-        file.unlink()
-    (folder / "journal").rmdir()
+    shutil.rmtree(folder / "journal", ignore_errors=True)  # a file browser may have left something of its own there
 
 
 # ------------------------------------------------------------------------------------------------ is it a score?
@@ -244,16 +254,26 @@ def summarize_pictures(rows: Sequence[Row], label: str, **about: Any) -> dict[st
     geneval["distinct_prompts"] = len({row["prompt"] for row in rows})
     for tag, task in geneval["tasks"].items():
         task["distinct_prompts"] = len({row["prompt"] for row in rows if row["tag"] == tag})
-    official = {json.dumps(prompt.metadata()) for prompt in evaluation_prompts()}
     return {
         "geneval": geneval,
         "label": label,
         "pictures": len(rows),
         "distinct_pictures": len({row["digest"] for row in rows}),
-        "official_prompts": {"scored": len(official & {row["metadata"] for row in rows}), "of": len(official)},
+        "official_prompts": _official_prompts(rows),
         "params": asdict(OFFICIAL),
         **about,
     }
+
+
+def _official_prompts(rows: Sequence[Row]) -> dict[str, int] | None:
+    """How many of GenEval's own prompts the rows cover, however their fields are ordered; None where this numpy cannot
+    tell them (evaluation_prompts)."""
+    try:
+        official = {json.dumps(prompt.metadata(), sort_keys=True) for prompt in evaluation_prompts()}
+    except RuntimeError:
+        return None
+    scored = {json.dumps(json.loads(row["metadata"]), sort_keys=True) for row in rows}
+    return {"scored": len(official & scored), "of": len(official)}
 
 
 Report = Callable[[int], None]

@@ -86,14 +86,15 @@ def score_folder(
     """Scores what `output_dir` lacks of the pictures in `images`; returns the summary (None in all processes but the
     main one).
 
-    Errors: ValueError before the networks are loaded, for a folder in which anything is missing or does not match, for
-    equal pictures, and for an `output_dir` of another call; after scoring, for unreadable pictures, and where nothing
-    was detected or nothing is right (results.jsonl then tells why, and there is no evaluation.json).
+    Errors: ValueError before the networks are loaded, for an `output_dir` of another call, for a folder in which
+    anything is missing or does not match, and for equal pictures; after scoring, for unreadable pictures, and where
+    nothing was detected or nothing is right (results.jsonl then tells why). From the pictures on, the evaluation.json
+    of an earlier call is gone whatever the error; its rows are kept.
     """
     from openunirl.distributed import Processes
-    from openunirl.evaluation.files import write_summary
+    from openunirl.evaluation.files import is_occupied, write_summary
     from openunirl.evaluation.image_folder import all_equal, check_names, read_folder
-    from openunirl.evaluation.image_scores import journal_rows, take_up
+    from openunirl.evaluation.image_scores import PROTOCOL, journal_rows, take_up
     from openunirl.generate import check_settings
     from openunirl.provenance import about
 
@@ -101,23 +102,25 @@ def score_folder(
         raise ValueError(f"unknown detector {detector!r}; known: {', '.join(JUDGES)}")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"--batch-size is {batch_size}, wanted at least 1")
-    pictures = read_folder(images, prompt_file=prompt_file, partial=partial)
-    named = JUDGES[detector](detector_weights, color_weights)
-    check_names(pictures, named.classes, named.colors, detector)
-    settings: dict[str, Any] = {"images": str(images.resolve()), "detector": detector}
+    settings: dict[str, Any] = {"protocol": PROTOCOL, "images": str(images.resolve()), "detector": detector}
     if detector != "oracle":
         settings |= {"detector_weights": detector_weights, "color_weights": color_weights}
     known = output_dir / f"{_SETTINGS}.json"
     if known.exists():
         check_settings(known, settings, made=output_dir, flag="--output-dir")
-    elif output_dir.exists() and any(output_dir.iterdir()):
+    elif is_occupied(output_dir):
         raise ValueError(f"{output_dir} exists and holds no {known.name}: choose another --output-dir")
+    processes = Processes()
+    if known.exists() and processes.is_main:  # if this call ends in an error, no summary of before must outlive it
+        (output_dir / "evaluation.json").unlink(missing_ok=True)
+    pictures = read_folder(images, prompt_file=prompt_file, partial=partial)
+    named = JUDGES[detector](detector_weights, color_weights)
+    check_names(pictures, named.classes, named.colors, detector)
     if all_equal(pictures):
         raise ValueError(
             f"all {len(pictures)} pictures in {images} are equal, so there is no score: the model, its decoder or a "
             "safety filter gave the same picture for every prompt (look at one)"
         )
-    processes = Processes()
     judge, fingerprints = named.load(processes.device)
     settings |= fingerprints
     if processes.is_main:
@@ -179,6 +182,13 @@ def _conclude(
     )
 
     rows = journal_rows(folder)
+    lost = [picture.name for picture in pictures if picture.name not in rows]
+    if lost:
+        raise ValueError(
+            f"{len(lost)} of {len(pictures)} pictures have no row in {folder / 'journal'} although all were scored, "
+            f"the first is {lost[0]}: another call worked on {folder} meanwhile, or the processes do not share a disk; "
+            "let one call at a time write there, on a disk that all processes see, and repeat it"
+        )
     results = [rows[picture.name] for picture in pictures]
     bad = unreadable(results)
     if bad:
@@ -206,7 +216,7 @@ def _table(summary: dict[str, Any]) -> Any:
     from rich.table import Table
 
     geneval, covered = summary["geneval"], summary["official_prompts"]
-    prompts = f"; {covered['scored']} of GenEval's {covered['of']} prompts" if covered["scored"] else ""
+    prompts = f"; {covered['scored']} of GenEval's {covered['of']} prompts" if covered and covered["scored"] else ""
     title = f"{summary['label']}{prompts}, in % (95 % interval)"
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
     for heading in ("", "share", "right", "n", "prompts"):

@@ -1,13 +1,14 @@
 """Who judges pictures: a detector and a colour classifier under one name, and the label their numbers carry.
 
 In: a name and weights. Out: a NamedJudge. torch and the worlds are imported only when a judge is asked for.
-To add a judge: one function, one line in JUDGES.
+To add a judge: one function, one line in JUDGES, and its name among the detectors of images_command.ImagesArguments.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,8 +52,10 @@ class PhotoJudge:
 
 
 def label(detector_weights: str, color_weights: str) -> str:
-    """GenEval's protocol and whose weights: a folder's name says nothing about what is in it, so it is only quoted."""
-    if (detector_weights, color_weights) == (META_DETECTOR, OPENAI_CLIP):
+    """GenEval's protocol and whose weights: a folder's name says nothing about what is in it, so it is only quoted.
+    transformers takes a local folder before the hub's id of the same name."""
+    published = (detector_weights, color_weights) == (META_DETECTOR, OPENAI_CLIP)
+    if published and not any(Path(name).is_dir() for name in (META_DETECTOR, OPENAI_CLIP)):
         return META_LABEL
     return f"GenEval protocol, weights {detector_weights} and {color_weights}"
 

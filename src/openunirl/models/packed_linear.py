@@ -5,8 +5,9 @@ Products are equal up to the order of additions. On x86 torch takes float32 prod
 anew at every call; a sampler makes hundreds of passes over the same weights (benchmarks/janus_sampling.py measures it).
 
 Departures from torch.utils.mkldnn: activations stay ordinary tensors, and nothing is converted for good. Elsewhere than
-on a CPU, in another dtype, under autocast and below SMALLEST the layers stay as they are. The packed copy takes as much
-memory as the weights until the context ends. Weights must not change inside it.
+on a CPU, in another dtype, under autocast and below SMALLEST the layers stay as they are, and so do subclasses whose
+forward is their own. Autocast is looked for at every call: accelerate enters it in the prepared net's forward. The
+packed copy takes as much memory as the weights until the context ends. Weights must not change inside it.
 
 Shapes: B rows, I inner, O outer (rows of the weight).
 """
@@ -20,6 +21,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from openunirl.models.layers import RowsLinear
 
 Packed = dict[tuple[int, int] | None, tuple[torch.Tensor, torch.Tensor | None]]  # by the range of rows asked for
 
@@ -54,16 +57,16 @@ def packed_linears(net: nn.Module) -> Iterator[None]:
     """
     assert not torch.is_grad_enabled(), "packed weights have no gradient"
     layers = []
-    if available() and not torch.is_autocast_enabled("cpu"):
+    if available():
         large = [m for m in net.modules() if isinstance(m, nn.Linear) and m.in_features * m.out_features >= SMALLEST]
-        layers = [layer for layer in large if "forward" not in vars(layer)]
+        layers = [m for m in large if type(m) in (nn.Linear, RowsLinear) and "forward" not in vars(m)]
     for layer in layers:
         layer.forward = partial(_forward, layer, type(layer).forward, {})
     try:
         yield
     finally:
         for layer in layers:
-            del layer.forward
+            vars(layer).pop("forward", None)
 
 
 def _forward(
@@ -71,7 +74,8 @@ def _forward(
 ) -> torch.Tensor:
     weight_OI = layer.weight
     fits = type(weight_OI) is nn.Parameter and weight_OI.device.type == "cpu" and weight_OI.dtype == torch.float32
-    if not fits or input.dtype != torch.float32 or not input.numel():
+    fits = fits and input.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    if not fits or not input.numel():
         return plain(layer, input) if rows is None else plain(layer, input, rows)
     if rows not in packed:
         start, stop = rows or (0, weight_OI.shape[0])
