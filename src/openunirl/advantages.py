@@ -99,7 +99,7 @@ def imitated(
     rewards: Rewards, rollout: RolloutConfig, loss: LossConfig, *, share: Share, std: Std
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """SFT: ([B], [Q]). An image counts if all its questions were answered right, so often that the mean over all images
-    of the batch is one over those that count; the gold answers all count, or (`gold_answers="kept"`) those on such images.
+    of the batch is one over those that count; the gold answers all count, or (`gold_answers="kept"`) those on them do.
 
     Example: of four images one was right: ([0, 4, 0, 0], [1, 1, 1, 1])
     """

@@ -22,40 +22,48 @@ from openunirl.types import ImageSampling
 
 _TINY_SHOWO = ModelConfig(weights="tiny-showo", attn_implementation="eager")
 # the base's best of timesteps x guidance x temperature on validation prompts (docs/experiments.md)
-_TINY_SHOWO_EVAL = EvalConfig(sampling=ImageSampling(num_timesteps=16, guidance_scale=2.0, temperature=0.7))
+# the base's best of timesteps x guidance x temperature on validation prompts (docs/experiments.md)
+_TINY_SHOWO_BEST = ImageSampling(num_timesteps=16, guidance_scale=1.0, temperature=1.0)
 
 PRESETS: dict[str, RunConfig] = {
-    "tiny-showo-grpo": RunConfig(
-        model=_TINY_SHOWO,
-        output_dir="runs/tiny-showo-grpo",
-        # Every step of the trajectory is scored: with two of eight the gradient is mostly noise. Against collusion the
-        # base judges, and the answer half gets a small weight (docs/experiments.md).
-        rollout=RolloutConfig(
-            num_prompts=8,
-            num_generations=8,
-            num_questions=3,
-            sampling=ImageSampling(num_timesteps=8, guidance_scale=1.5),
-        ),
-        reward=RewardConfig(sources=("frozen",), kind="probability"),
-        loss=LossConfig(beta=0.02, answer_coef=0.02, num_scored_steps=0),
-        optim=OptimConfig(lr=3e-4, decay=1.0),
-        train=TrainConfig(max_steps=44, save_steps=22, eval_steps=22, mixed_precision="auto"),
-        eval=_TINY_SHOWO_EVAL,
-    ),
     "tiny-showo-sft": RunConfig(
         model=_TINY_SHOWO,
         output_dir="runs/tiny-showo-sft",
-        # As many images a step as the GRPO preset, one per prompt (the paper), its own verdicts. Untuned.
+        # Rejection sampling: the base draws, the model answers every question on its own picture, and both halves learn
+        # from the pictures whose answers were all right. The base draws, and not the policy: random masks score a
+        # sampled picture too kindly, and a policy that imitates itself by them collapses within 20 steps.
         rollout=RolloutConfig(
             num_prompts=64,
             num_generations=1,
-            num_questions=3,
-            sampling=ImageSampling(num_timesteps=8, guidance_scale=1.5),
+            num_questions=4,
+            sampling=_TINY_SHOWO_BEST,
+            drawn_by="base",
+            answer_temperature=0.0,
         ),
-        loss=LossConfig(method="sft", beta=0.0, num_scored_steps=0),
-        optim=OptimConfig(lr=1e-4, decay=1.0),
-        train=TrainConfig(max_steps=44, save_steps=22, eval_steps=22, mixed_precision="auto"),
-        eval=_TINY_SHOWO_EVAL,
+        loss=LossConfig(
+            method="sft",
+            beta=0.0,
+            answer_coef=0.1,
+            gold_answers="kept",
+            estimator="remask",
+            num_draws=4,
+            num_iterations=2,
+        ),
+        optim=OptimConfig(lr=5e-4, warmup_steps=8, decay=1.0),
+        train=TrainConfig(max_steps=80, save_steps=40, eval_steps=40, mixed_precision="auto"),
+        eval=EvalConfig(sampling=_TINY_SHOWO_BEST),
+    ),
+    "tiny-showo-grpo": RunConfig(
+        model=_TINY_SHOWO,
+        output_dir="runs/tiny-showo-grpo",
+        # Every step of the trajectory is scored, and rollouts are drawn as the evaluation draws. Against collusion the
+        # answer half gets a small weight. The large epsilon keeps AdamW from blowing noise up (docs/experiments.md).
+        rollout=RolloutConfig(num_prompts=8, num_generations=8, num_questions=4, sampling=_TINY_SHOWO_BEST),
+        reward=RewardConfig(kind="probability"),
+        loss=LossConfig(beta=0.01, answer_coef=0.02, num_scored_steps=0, scale_rewards="batch"),
+        optim=OptimConfig(lr=3e-3, adam_epsilon=1e-2, decay=1.0),
+        train=TrainConfig(max_steps=60, save_steps=30, eval_steps=30, mixed_precision="auto"),
+        eval=EvalConfig(sampling=_TINY_SHOWO_BEST),
     ),
 }
 
