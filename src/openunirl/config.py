@@ -55,6 +55,9 @@ class RolloutConfig:
     drawn_by: Literal["policy", "base"] = "policy"
     """Who draws: the policy that is trained, or (SFT only) the frozen base, whose images cannot drift. Answers and
     verdicts are the policy's in any case."""
+    base_sampling: ImageSampling | None = None
+    """How the base draws, where it does; None = as `sampling`, which is the policy's own. A more careful setting (more
+    guidance, less temperature) is imitated along with the verdicts."""
     answer_temperature: float = 1.0
     """Temperature of sampled answers."""
     max_new_tokens: int = 8

@@ -6,6 +6,7 @@ single fields. To add one, add an entry; `openunirl train NAME --help` shows it.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from openunirl.config import (
@@ -38,19 +39,20 @@ PRESETS: dict[str, RunConfig] = {
             num_questions=4,
             sampling=_TINY_SHOWO_BEST,
             drawn_by="base",
+            base_sampling=replace(_TINY_SHOWO_BEST, temperature=0.7),
             answer_temperature=0.0,
         ),
         loss=LossConfig(
             method="sft",
             beta=0.0,
-            answer_coef=0.1,
+            answer_coef=0.03,
             gold_answers="kept",
             estimator="remask",
             num_draws=4,
             num_iterations=2,
         ),
         optim=OptimConfig(lr=5e-4, warmup_steps=8, decay=1.0),
-        train=TrainConfig(max_steps=80, save_steps=40, eval_steps=40, mixed_precision="auto"),
+        train=TrainConfig(max_steps=100, save_steps=50, eval_steps=50, mixed_precision="auto"),
         eval=EvalConfig(sampling=_TINY_SHOWO_BEST),
     ),
     "tiny-showo-grpo": RunConfig(

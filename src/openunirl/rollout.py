@@ -10,15 +10,14 @@ Shapes: P prompts, G images per prompt, B = P*G images, J questions per image, K
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from openunirl.config import RolloutConfig
 from openunirl.draws import key
 from openunirl.models.protocol import UnifiedModel
-from openunirl.types import AnswerRollout, AnswerSampling, ImageQuestion, ImageRollout, Prompt
+from openunirl.types import AnswerRollout, AnswerSampling, ImageQuestion, ImageRollout, ImageSampling, Prompt
 
 _IMAGES, _ANSWERS, _SCORING = 1, 2, 3  # streams of a key
 
@@ -66,8 +65,13 @@ def roll_out(
     who_B = who_P.repeat_interleave(group)
     sample_B = torch.arange(group).repeat(len(prompts))
     keys_B = key(seed, step, who_B, sample_B)
-    with model.reference() if config.drawn_by == "base" else nullcontext():
-        images = _draw(model, [p.prompt for p in prompts for _ in range(group)], key(keys_B, _IMAGES), config)
+    texts, keys = [p.prompt for p in prompts for _ in range(group)], key(keys_B, _IMAGES)
+    if config.drawn_by == "policy":
+        images = _draw(model, texts, keys, config.sampling, config.batch_size)
+    else:
+        with model.reference():
+            images = _draw(model, texts, keys, config.base_sampling or config.sampling, config.batch_size)
+        images = replace(images, sampling=config.sampling)  # what the policy is scored with
 
     questions, gold = [], []
     for b in range(len(keys_B)):
@@ -90,18 +94,18 @@ def roll_out(
     )
 
 
-def _draw(model: UnifiedModel, texts: list[str], keys_B: torch.Tensor, config: RolloutConfig) -> ImageRollout:
-    size = config.batch_size
+def _draw(
+    model: UnifiedModel, texts: list[str], keys_B: torch.Tensor, sampling: ImageSampling, size: int
+) -> ImageRollout:
     parts = [
-        model.sample_images(texts[i : i + size], keys_B[i : i + size], config.sampling)
-        for i in range(0, len(texts), size)
+        model.sample_images(texts[i : i + size], keys_B[i : i + size], sampling) for i in range(0, len(texts), size)
     ]
     return ImageRollout(
         prompts=tuple(texts),
         tokens_BN=torch.cat([part.tokens_BN for part in parts]),
         reveal_step_BN=torch.cat([part.reveal_step_BN for part in parts]),
         logprobs_BN=torch.cat([part.logprobs_BN for part in parts]),
-        sampling=config.sampling,
+        sampling=sampling,
     )
 
 
