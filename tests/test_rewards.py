@@ -16,13 +16,13 @@ from openunirl.config import EvalConfig, ModelConfig, RewardConfig, RolloutConfi
 from openunirl.evaluation.geneval import judge_pictures
 from openunirl.evaluation.run import to_uint8
 from openunirl.models.tiny import build
-from openunirl.rewards import REWARDS, Rewards, check_sources, score, shuffled
+from openunirl.rewards import REWARDS, check_sources, score
 from openunirl.rollout import roll_out
 from openunirl.tasks import shapes
 from openunirl.tasks.shapes_oracle import Oracle
 from openunirl.tasks.worlds import WORLDS
 from openunirl.train import train
-from openunirl.types import ImageQuestion, ImageSampling, Targets
+from openunirl.types import ImageSampling
 
 WORLD = WORLDS["shapes"]()
 ROLLOUT = RolloutConfig(
@@ -235,22 +235,6 @@ def test_none_leaves_the_others(model, rollout, module):
     assert (alone.image_BJ[:, 0] == 2).all() and alone.image_BJ[:, 1].isnan().all() and (alone.image_B == 2).all()
     assert alone.by_source["first_question_only"].isnan().sum() == 12
     assert scored(model, rollout, f"{module}:nothing").image_B.isnan().all()
-
-
-def test_shuffling_keeps_the_rewards_and_loses_their_owners():
-    targets = Targets(
-        questions=tuple(ImageQuestion(image=b, question=f"{b}-{j}?") for b in range(6) for j in range(2)),
-        gold=tuple(f"{b}-{j}" for b in range(6) for j in range(2)),
-    )
-    rewards = Rewards(answer_Q=torch.arange(12.0), image_BJ=torch.arange(12.0).view(6, 2), targets=targets)
-    mixed = shuffled(rewards, torch.arange(6))
-    owners = [int(value) // 2 for value in mixed.image_BJ[:, 0]]  # what is asked goes with the reward
-    assert [asked.image for asked in mixed.targets.questions] == [b for b in range(6) for _ in range(2)]
-    assert mixed.targets.gold == tuple(f"{b}-{j}" for b in owners for j in range(2))
-    assert [asked.question for asked in mixed.targets.questions] == [f"{gold}?" for gold in mixed.targets.gold]
-    assert sorted(mixed.answer_Q.tolist()) == rewards.answer_Q.tolist()
-    assert sorted(mixed.image_BJ[:, 0].tolist()) == rewards.image_BJ[:, 0].tolist()
-    assert not torch.equal(mixed.image_BJ, rewards.image_BJ)
 
 
 # --------------------------------------------------------------------------------------------- bad rewards

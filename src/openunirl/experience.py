@@ -17,14 +17,12 @@ import torch
 from torch.nn import functional as F
 
 from openunirl.config import LossConfig
-from openunirl.draws import key
+from openunirl.draws import Scoring, key
 from openunirl.models.masked import Estimator
 from openunirl.models.protocol import UnifiedModel
 from openunirl.relaxation import Relaxation
 from openunirl.rollout import Rollout
 from openunirl.types import AnswerRollout, ImageQuestion, ImageRollout, Images, ScorePass, Targets
-
-_NOISE = 101  # stream of a scoring seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +74,7 @@ def gather_experience(
         advantages_Q=advantages_Q,
         passes=passes,
         relaxations=tuple(
-            Relaxation(seeds_B=key(seeds_B, _NOISE, k), tau=tau, noise=config.relaxation.noise)
+            Relaxation(seeds_B=key(seeds_B, Scoring.RELAXATION, k), tau=tau, noise=config.relaxation.noise)
             for k in range(len(passes) if relaxed else 0)
         ),
         targets=targets,

@@ -55,8 +55,8 @@ def train_step(run: Run, prompts: list[Prompt], step: int) -> dict[str, float]:
     )
     with run.stopping_at(step):
         rewards = score(model, rollout, run.world, config.reward, config.rollout)
-    if config.reward.shuffle:
-        rewards = shuffled(rewards, rollout.scoring_seeds_B)
+        if config.reward.shuffle:
+            rewards = shuffled(rewards, rollout, followed=config.loss.reward_coef > 0)
     advantages_B, advantages_Q = ADVANTAGES[config.loss.method](
         rewards, config.rollout, config.loss, share=run.processes.share, std=run.processes.std
     )

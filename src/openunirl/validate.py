@@ -47,6 +47,7 @@ def check(config: RunConfig) -> None:
         )
     _METHODS[config.loss.method](config)
     _check_relaxation(config)
+    _check_shuffle(config)
     steps, scored = config.rollout.sampling.num_timesteps, config.loss.num_scored_steps
     if config.loss.estimator == "trajectory" and scored > steps:
         raise ValueError(
@@ -119,6 +120,23 @@ def _check_relaxation(config: RunConfig) -> None:
         value = getattr(config.loss.relaxation, name)
         if value is not None and value <= 0:
             raise ValueError(f"{_flag('loss.relaxation', name)} is {value}: a temperature must be above 0")
+
+
+def _check_shuffle(config: RunConfig) -> None:
+    rollout, loss = config.rollout, config.loss
+    if not config.reward.shuffle:
+        return
+    if loss.method == "sft" and loss.answer_coef:
+        raise ValueError(
+            f"--reward.shuffle with --loss.method sft and --loss.answer-coef {loss.answer_coef}: the gold answers are "
+            "trained whatever the rewards are, so it would be no control; use --loss.answer-coef 0 without "
+            "--loss.end-to-end, or --loss.method grpo"
+        )
+    if loss.reward_coef and rollout.num_prompts < 2:
+        raise ValueError(
+            f"--rollout.num-prompts is {rollout.num_prompts}: with --loss.reward-coef, --reward.shuffle asks of an "
+            "image what other prompts of its process ask; give at least 2"
+        )
 
 
 def _flag(section: str, name: str) -> str:
