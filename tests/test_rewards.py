@@ -93,6 +93,9 @@ def nan(prompts, **_):
 def inf(prompts, **_):
     return [torch.tensor(-math.inf)] + [True] * (len(prompts) - 1)
 
+def huge(prompts, **_):
+    return [1.0] * (len(prompts) - 2) + [1e39, 0.0]
+
 calls = []
 
 def stops_at_the_third_step(prompts, **_):
@@ -252,6 +255,7 @@ def test_none_leaves_the_others(model, rollout, module):
         ("word", ["returned 'good' for sample 1", "finite number, or None"]),
         ("nan", ["returned nan for sample 23"]),
         ("inf", ["returned -inf for sample 0"]),
+        ("huge", ["returned 1e+39 for sample 22", "at most 1e+12 in size"]),  # float32 would make it inf
     ],
 )
 def test_a_bad_result_is_named_with_its_sample(model, rollout, module, function, words):
@@ -288,6 +292,7 @@ def test_a_judge_that_gives_no_number_is_named_too(model, rollout, monkeypatch):
         (("self", "frozen"), (1.0,), ["--reward.weights: 1.0", "self frozen", "one finite number for each"]),
         (("self",), (math.nan,), ["--reward.weights: nan"]),
         (("self",), (0.0,), ["not all 0"]),
+        (("self",), (1e39,), ["--reward.weights: 1e+39", "at most 1e+06 in size"]),
         (("no_such_module:f",), (), ["reward no_such_module:f", "cannot be imported", "ModuleNotFoundError"]),
         (("MINE:absent",), (), ["MINE:absent", "no function 'absent'"]),
         (("MINE:not_a_function",), (), ["no function 'not_a_function'"]),

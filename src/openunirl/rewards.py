@@ -33,6 +33,7 @@ from openunirl.reward_functions import Values, checked, load_function, user_rewa
 from openunirl.rollout import Rollout
 from openunirl.tasks.worlds import World
 from openunirl.types import AnswerSampling, ImageQuestion, Images, Targets
+from openunirl.validate import check_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +181,7 @@ def short_name(source: str) -> str:
 
 def check_sources(config: RewardConfig, world: World) -> None:
     """Before anything is loaded or written. Errors: ValueError for sources or weights that cannot work."""
-    names, weights = [short_name(source) for source in config.sources], config.weights
+    names = [short_name(source) for source in config.sources]
     known = f"{', '.join(REWARDS)}, or module:function"
     if not names:
         raise ValueError(f"--reward.sources is empty: name one or more of {known}")
@@ -188,9 +189,7 @@ def check_sources(config: RewardConfig, world: World) -> None:
         raise ValueError(
             f"--reward.sources: two of them are called {twice[0]!r}, and metrics could not tell them apart"
         )
-    if weights and (len(weights) != len(names) or not all(map(math.isfinite, weights)) or not any(weights)):
-        told = f"{' '.join(map(str, weights))} for --reward.sources {' '.join(config.sources)}"
-        raise ValueError(f"--reward.weights: {told}; wanted one finite number for each, not all 0")
+    check_weights(config)
     for source in config.sources:
         if ":" in source:
             load_function(source)
