@@ -230,6 +230,15 @@ def test_several_add_up_with_their_weights(model, rollout, module):
     torch.testing.assert_close(plain.image_BJ, own.image_BJ + torch.arange(6.0)[:, None])
 
 
+def test_right_is_what_every_source_that_applies_calls_right(model, rollout, module):
+    right = replace(rollout, gold=rollout.answers.texts)  # the model's own verdicts are all 1
+    assert scored(model, right, weights=(0.5,)).right_B.all()
+    some = scored(model, right, "self", f"{module}:first_image_only", weights=(0.1, 0.2))
+    assert some.right_B.all() and some.full_BJ[:2, 0].tolist() == pytest.approx([0.3, 0.1])
+    assert not scored(model, right, "self", "frozen").right_B.any()  # the base says 0 to most, which was enough before
+    assert not scored(model, right, f"{module}:nothing").right_B.any()
+
+
 def test_none_leaves_the_others(model, rollout, module):
     own, some = scored(model, rollout), f"{module}:first_question_only"
     both = scored(model, rollout, "self", some)

@@ -134,6 +134,13 @@ def test_the_users_own_prompts_are_trained_on(weights, tmp_path):
         ({"loss": LossConfig(method="sft")}, "beta is 0.02.*--loss.beta 0"),
         ({"loss": LossConfig(method="sft", beta=0.0)}, "reward.kind is probability"),
         ({"loss": LossConfig(method="sft", beta=0.0, end_to_end=True, answer_coef=0.0)}, "no-end-to-end"),
+        (
+            {
+                "loss": LossConfig(method="sft", beta=0.0),
+                "reward": RewardConfig(sources=("self", "frozen"), weights=(1.0, -0.5)),
+            },
+            "--reward.weights 1.0 -0.5: SFT keeps",
+        ),
         ({"loss": LossConfig(method="sft", beta=0.0, loss_type="dapo")}, "loss-type is dapo.*GRPO"),
         (
             {"loss": LossConfig(method="sft", beta=0.0, importance_sampling_level="sequence")},

@@ -99,11 +99,11 @@ def imitated(
     rewards: Rewards, rollout: RolloutConfig, loss: LossConfig, *, share: Share, std: Std
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """SFT: ([B], [Q]). An image counts if all its questions were answered right, so often that the mean over all images
-    of the batch is one over those that count; the gold answers all count.
+    of the batch is one over those that count; the gold answers all count. A question that no source judged is left out.
 
     Example: of four images one was right: ([0, 4, 0, 0], [1, 1, 1, 1])
     """
-    right_B = (rewards.image_BJ >= 1).all(1).float()
+    right_B = rewards.right_B.float()
     kept = share(float(right_B.sum()))
     return right_B * (share(len(right_B)) / kept if kept else 0.0), torch.ones_like(rewards.answer_Q)
 

@@ -39,7 +39,8 @@ from openunirl.validate import check_weights
 @dataclass(frozen=True, kw_only=True)
 class Rewards:
     """answer_Q: 0/1 per sampled answer; image_BJ: reward of each image by question, nan where no source applies;
-    by_source: what each source gave [Q], unweighted, nan where it does not apply; targets: what the images were asked.
+    by_source: what each source gave [Q], unweighted, nan where it does not apply; targets: what the images were asked;
+    full_BJ: what image_BJ would be had every source that applies said 1 (None: 1).
 
     Example: Rewards(answer_Q=tensor([1., 0.]), image_BJ=tensor([[1.], [0.]]), by_source={"self": tensor([1., 0.])},
     targets=Targets(...))
@@ -49,6 +50,14 @@ class Rewards:
     image_BJ: torch.Tensor
     by_source: Mapping[str, torch.Tensor] = field(default_factory=dict)
     targets: Targets = field(default_factory=lambda: Targets(questions=(), gold=()))
+    full_BJ: torch.Tensor | None = None
+
+    @property
+    def right_B(self) -> torch.Tensor:
+        """bool: images of which every source says 1 for every question that any applies to, and for one at least."""
+        full_BJ = torch.ones_like(self.image_BJ) if self.full_BJ is None else self.full_BJ
+        unknown_BJ = self.image_BJ.isnan()
+        return ((self.image_BJ >= full_BJ - 1e-4) | unknown_BJ).all(1) & ~unknown_BJ.all(1)
 
     @property
     def image_B(self) -> torch.Tensor:
@@ -158,10 +167,18 @@ def score(
     by_source = {short_name(source): _values(source, judged) for source in config.sources}
     values_SQ = torch.stack(list(by_source.values()))
     weights_S1 = torch.tensor(config.weights or [1.0] * len(by_source))[:, None]
-    image_Q = (values_SQ * weights_S1).nansum(0).masked_fill(values_SQ.isnan().all(0), math.nan)
+    none_Q = values_SQ.isnan().all(0)
+    image_Q = (values_SQ * weights_S1).nansum(0).masked_fill(none_Q, math.nan)
+    full_Q = (weights_S1 * ~values_SQ.isnan()).sum(0).masked_fill(none_Q, math.nan)
     table = (len(rollout.images.prompts), rollout.num_questions, rollout.num_answers)
     targets = Targets(questions=rollout.answers.questions, gold=rollout.gold)
-    return Rewards(answer_Q=answer_Q, image_BJ=image_Q.view(table).nanmean(-1), by_source=by_source, targets=targets)
+    return Rewards(
+        answer_Q=answer_Q,
+        image_BJ=image_Q.view(table).nanmean(-1),
+        by_source=by_source,
+        targets=targets,
+        full_BJ=full_Q.view(table).nanmean(-1),
+    )
 
 
 def _values(source: str, judged: Judged) -> torch.Tensor:
@@ -215,6 +232,7 @@ def shuffled(rewards: Rewards, rollout: Rollout, *, followed: bool) -> Rewards:
         rewards,
         answer_Q=rewards.answer_Q[answer_order],
         image_BJ=rewards.image_BJ[image_order],
+        full_BJ=None if rewards.full_BJ is None else rewards.full_BJ[image_order],
         targets=_targets_of_others(rewards.targets, rollout) if followed else rewards.targets,
     )
 

@@ -159,6 +159,11 @@ def _check_sft(config: RunConfig) -> None:
             f"--reward.kind is {config.reward.kind}: SFT keeps images whose answers were judged right, which wants the "
             "verdicts of --reward.kind answer (or --loss.end-to-end, or --loss.image-coef 0)"
         )
+    if not loss.end_to_end and loss.image_coef and any(weight < 0 for weight in config.reward.weights):
+        raise ValueError(
+            f"--reward.weights {' '.join(map(str, config.reward.weights))}: SFT keeps images of which every source "
+            "says 1, which a negative weight cannot ask for; give weights of at least 0"
+        )
 
 
 _METHODS = {"grpo": _check_grpo, "sft": _check_sft}
