@@ -73,7 +73,7 @@ def trained(model):
 def run(model, rollout, config, advantages=None, parts=1):
     """(loss, gradient, means) of one update."""
     advantages = advantages or (KEPT if config.method == "sft" else ADVANTAGES)
-    experience = gather_experience(model, rollout, *advantages, config, temperature=1.0, tau=0.7)
+    experience = gather_experience(model, rollout, *advantages, config, temperature=1.0, tau=0.7, parts=parts)
     model.net.zero_grad()
     on, loss = terms(rollout, config), 0.0
     for part in loss_parts(model, experience, parts=parts, terms=on):
@@ -191,6 +191,19 @@ def test_first_step_has_ratio_one_and_kl_zero(setting, end_to_end):
             assert means["image/kl"] == 0 and means["answer/kl"] == 0
             assert means["clip_ratio/low_mean"] == 0 and means["clip_ratio/high_mean"] == 0  # epsilon is 0
             assert gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("end_to_end", [False, True])
+def test_it_has_them_in_parts_and_in_low_precision_too(setting, end_to_end, monkeypatch):
+    """bfloat16 log-probs depend on the batch that they are computed in."""
+    model, rollout = setting
+    for net in (model.net, model.reference_net):
+        monkeypatch.setattr(net, "forward", torch.autocast("cpu", torch.bfloat16)(net.forward))
+    config = LossConfig(end_to_end=end_to_end, beta=0.1, num_iterations=2, num_scored_steps=0, epsilon=0.0)
+    _, gradient, means = run(model, rollout, config, parts=4)
+    assert means["image/kl"] == 0 and means["answer/kl"] == 0
+    assert means["clip_ratio/low_mean"] == 0 and means["clip_ratio/high_mean"] == 0  # epsilon is 0
+    assert gradient.abs().sum() > 0
 
 
 @pytest.mark.parametrize("end_to_end", [False, True])

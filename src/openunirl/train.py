@@ -70,6 +70,7 @@ def train_step(run: Run, prompts: list[Prompt], step: int) -> dict[str, float]:
         temperature=temperature,
         tau=tau,
         targets=rewards.targets,
+        parts=config.optim.gradient_accumulation_steps,
     )
     images, answers = rollout.images.tokens_BN, rollout.answers.mask_QT
     image_totals = Totals(
