@@ -85,7 +85,7 @@ def checked(name: str, values: Any, columns: Columns) -> Values:
                 f"reward {name} returned {value!r:.100} for {sample(columns, i)}; wanted a finite number, or None "
                 "where the reward does not apply"
             )
-        if value is not None and abs(value) > LARGEST:
+        if value is not None and abs(float(value)) > LARGEST:
             raise ValueError(
                 f"reward {name} returned {value!r:.100} for {sample(columns, i)}; wanted at most {LARGEST:g} in size, "
                 "or float32 could not compare it with others: divide it"
