@@ -79,7 +79,9 @@ END_TO_END = ["--loss.end-to-end", "--loss.relaxation.tau", "2.0", "--loss.relax
 @pytest.mark.parametrize("more", [[], END_TO_END], ids=["plain", "end to end, tau falls"])
 def test_killed_and_resumed_equals_uninterrupted(weights, tmp_path, more):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    done = subprocess.run(command(weights, whole, *more), env=environment(), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command(weights, whole, *more), env=environment(), capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
     process = subprocess.Popen(command(weights, killed, *more), env=environment(), stderr=subprocess.DEVNULL)
