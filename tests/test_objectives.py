@@ -15,6 +15,7 @@ from openunirl.config import (
     ModelConfig,
     OptimConfig,
     RelaxationConfig,
+    RewardConfig,
     RolloutConfig,
     RunConfig,
     TrainConfig,
@@ -72,7 +73,7 @@ def trained(model):
 def run(model, rollout, config, advantages=None, parts=1):
     """(loss, gradient, means) of one update."""
     advantages = advantages or (KEPT if config.method == "sft" else ADVANTAGES)
-    experience = gather_experience(model, rollout, *advantages, config, temperature=1.0, tau=0.7)
+    experience = gather_experience(model, rollout, *advantages, config, temperature=1.0, tau=0.7, parts=parts)
     model.net.zero_grad()
     on, loss = terms(rollout, config), 0.0
     for part in loss_parts(model, experience, parts=parts, terms=on):
@@ -96,6 +97,7 @@ def test_every_objective_trains(family, method, end_to_end, tmp_path):
             model=ModelConfig(weights=str(tmp_path / "model")),
             output_dir=str(tmp_path / "run"),
             rollout=replace(ROLLOUT, num_prompts=4, num_generations=1 if method == "sft" else 2),
+            reward=RewardConfig(kind="probability" if method == "grpo" else "answer"),  # else all rewards would be 0
             loss=LossConfig(
                 method=method, end_to_end=end_to_end, beta=0.0 if method == "sft" else 0.1, num_iterations=2,
                 relaxation=RelaxationConfig(final_tau=0.5),
@@ -111,7 +113,10 @@ def test_every_objective_trains(family, method, end_to_end, tmp_path):
     assert ("kl" in lines[0]) == (method == "grpo") and ("answer/nll" in lines[0]) == (method == "sft")
     tuned = load_model(out / "checkpoints" / "step-000002")
     moved = [not torch.equal(a, b) for a, b in zip(start.net.parameters(), tuned.net.parameters(), strict=True)]
-    assert any(moved) == (method == "sft" or any(line["grad_norm"] for line in lines))
+    assert any(moved) and all(line["grad_norm"] > 0 for line in lines)
+    assert ("sft/kept_share" in lines[0]) == (method == "sft" and not end_to_end)
+    if method == "grpo":
+        assert all(line["reward_std"] > 0 and line["advantage_abs"] > 0 for line in lines)
 
 
 # --------------------------------------------------------------------------------------------------- one graph
@@ -186,6 +191,19 @@ def test_first_step_has_ratio_one_and_kl_zero(setting, end_to_end):
             assert means["image/kl"] == 0 and means["answer/kl"] == 0
             assert means["clip_ratio/low_mean"] == 0 and means["clip_ratio/high_mean"] == 0  # epsilon is 0
             assert gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("end_to_end", [False, True])
+def test_it_has_them_in_parts_and_in_low_precision_too(setting, end_to_end, monkeypatch):
+    """bfloat16 log-probs depend on the batch that they are computed in."""
+    model, rollout = setting
+    for net in (model.net, model.reference_net):
+        monkeypatch.setattr(net, "forward", torch.autocast("cpu", torch.bfloat16)(net.forward))
+    config = LossConfig(end_to_end=end_to_end, beta=0.1, num_iterations=2, num_scored_steps=0, epsilon=0.0)
+    _, gradient, means = run(model, rollout, config, parts=4)
+    assert means["image/kl"] == 0 and means["answer/kl"] == 0
+    assert means["clip_ratio/low_mean"] == 0 and means["clip_ratio/high_mean"] == 0  # epsilon is 0
+    assert gradient.abs().sum() > 0
 
 
 @pytest.mark.parametrize("end_to_end", [False, True])
@@ -267,6 +285,34 @@ def test_what_is_imitated_by_hand():
     assert images_B.tolist() == [4.0, 0.0, 0.0, 0.0] and answers_Q.tolist() == [1.0] * 8
     nothing = Rewards(image_BJ=torch.zeros(4, 2), answer_Q=torch.zeros(8))
     assert imitated(nothing, ROLLOUT, LossConfig(method="sft"), **one)[0].tolist() == [0.0] * 4
+
+
+@pytest.mark.parametrize(
+    ("weights", "image_BJ", "full_BJ", "right"),
+    [
+        ("one source", [[1, 1], [1, 0]], [[1, 1], [1, 1]], [True, False]),
+        ("two sources: one verdict of two is not enough", [[2, 2], [2, 1]], [[2, 2], [2, 2]], [True, False]),
+        ("0.1 + 0.2 is not 0.3 in float32", [[0.1 + 0.2, 0.3]], [[0.3, 0.1 + 0.2]], [True]),
+        ("half a weight", [[0.5, 0.5], [0.5, 0.0]], [[0.5, 0.5], [0.5, 0.5]], [True, False]),
+        ("nothing is known of a question", [[1, math.nan], [0, math.nan]], [[1, math.nan]] * 2, [True, False]),
+        ("nothing at all", [[math.nan, math.nan]], [[math.nan, math.nan]], [False]),
+        ("a source that does not apply", [[2, 1], [1, 1]], [[2, 1], [2, 1]], [True, False]),
+    ],
+)
+def test_which_images_were_judged_right(weights, image_BJ, full_BJ, right):
+    rewards = Rewards(answer_Q=torch.zeros(4), image_BJ=torch.tensor(image_BJ), full_BJ=torch.tensor(full_BJ))
+    assert rewards.right_B.tolist() == right
+
+
+def test_end_to_end_parts_must_be_back_propagated_in_turn(setting):
+    model, rollout = setting
+    for method in ("grpo", "sft"):
+        config = LossConfig(method=method, end_to_end=True, beta=0.0)
+        experience = gather_experience(model, rollout, *ADVANTAGES, config, temperature=1.0, tau=0.7)
+        parts = loss_parts(model, experience, parts=1, terms=terms(rollout, config))
+        next(parts)
+        with pytest.raises(RuntimeError, match="back-propagate a part before asking for the next"):
+            next(parts)
 
 
 @pytest.mark.parametrize("end_to_end", [False, True])

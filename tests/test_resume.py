@@ -73,12 +73,18 @@ def without_timings(row):
     return {k: v for k, v in row.items() if k != "seconds"}
 
 
-def test_killed_and_resumed_equals_uninterrupted(weights, tmp_path):
+END_TO_END = ["--loss.end-to-end", "--loss.relaxation.tau", "2.0", "--loss.relaxation.final-tau", "0.5"]
+
+
+@pytest.mark.parametrize("more", [[], END_TO_END], ids=["plain", "end to end, tau falls"])
+def test_killed_and_resumed_equals_uninterrupted(weights, tmp_path, more):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    done = subprocess.run(command(weights, whole), env=environment(), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command(weights, whole, *more), env=environment(), capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
-    process = subprocess.Popen(command(weights, killed), env=environment(), stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command(weights, killed, *more), env=environment(), stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         if (killed / "metrics.jsonl").exists() and any(row["step"] == 3 for row in rows(killed)):
@@ -90,7 +96,7 @@ def test_killed_and_resumed_equals_uninterrupted(weights, tmp_path):
     assert saved and "step-000006" not in saved, "the run was over before it could be killed"
 
     again = subprocess.run(
-        command(weights, killed, "--resume"), env=environment(), capture_output=True, text=True, check=False
+        command(weights, killed, "--resume", *more), env=environment(), capture_output=True, text=True, check=False
     )
     assert again.returncode == 0, again.stderr
     want, got = (load_file(run / "checkpoints" / "step-000006" / "model.safetensors") for run in (whole, killed))

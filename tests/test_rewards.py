@@ -16,13 +16,13 @@ from openunirl.config import EvalConfig, ModelConfig, RewardConfig, RolloutConfi
 from openunirl.evaluation.geneval import judge_pictures
 from openunirl.evaluation.run import to_uint8
 from openunirl.models.tiny import build
-from openunirl.rewards import REWARDS, Rewards, check_sources, score, shuffled
+from openunirl.rewards import REWARDS, check_sources, score
 from openunirl.rollout import roll_out
 from openunirl.tasks import shapes
 from openunirl.tasks.shapes_oracle import Oracle
 from openunirl.tasks.worlds import WORLDS
 from openunirl.train import train
-from openunirl.types import ImageQuestion, ImageSampling, Targets
+from openunirl.types import ImageSampling
 
 WORLD = WORLDS["shapes"]()
 ROLLOUT = RolloutConfig(
@@ -92,6 +92,9 @@ def nan(prompts, **_):
 
 def inf(prompts, **_):
     return [torch.tensor(-math.inf)] + [True] * (len(prompts) - 1)
+
+def huge(prompts, **_):
+    return [1.0] * (len(prompts) - 2) + [1e39, 0.0]
 
 calls = []
 
@@ -227,6 +230,15 @@ def test_several_add_up_with_their_weights(model, rollout, module):
     torch.testing.assert_close(plain.image_BJ, own.image_BJ + torch.arange(6.0)[:, None])
 
 
+def test_right_is_what_every_source_that_applies_calls_right(model, rollout, module):
+    right = replace(rollout, gold=rollout.answers.texts)  # the model's own verdicts are all 1
+    assert scored(model, right, weights=(0.5,)).right_B.all()
+    some = scored(model, right, "self", f"{module}:first_image_only", weights=(0.1, 0.2))
+    assert some.right_B.all() and some.full_BJ[:2, 0].tolist() == pytest.approx([0.3, 0.1])
+    assert not scored(model, right, "self", "frozen").right_B.any()  # the base says 0 to most, which was enough before
+    assert not scored(model, right, f"{module}:nothing").right_B.any()
+
+
 def test_none_leaves_the_others(model, rollout, module):
     own, some = scored(model, rollout), f"{module}:first_question_only"
     both = scored(model, rollout, "self", some)
@@ -235,22 +247,6 @@ def test_none_leaves_the_others(model, rollout, module):
     assert (alone.image_BJ[:, 0] == 2).all() and alone.image_BJ[:, 1].isnan().all() and (alone.image_B == 2).all()
     assert alone.by_source["first_question_only"].isnan().sum() == 12
     assert scored(model, rollout, f"{module}:nothing").image_B.isnan().all()
-
-
-def test_shuffling_keeps_the_rewards_and_loses_their_owners():
-    targets = Targets(
-        questions=tuple(ImageQuestion(image=b, question=f"{b}-{j}?") for b in range(6) for j in range(2)),
-        gold=tuple(f"{b}-{j}" for b in range(6) for j in range(2)),
-    )
-    rewards = Rewards(answer_Q=torch.arange(12.0), image_BJ=torch.arange(12.0).view(6, 2), targets=targets)
-    mixed = shuffled(rewards, torch.arange(6))
-    owners = [int(value) // 2 for value in mixed.image_BJ[:, 0]]  # what is asked goes with the reward
-    assert [asked.image for asked in mixed.targets.questions] == [b for b in range(6) for _ in range(2)]
-    assert mixed.targets.gold == tuple(f"{b}-{j}" for b in owners for j in range(2))
-    assert [asked.question for asked in mixed.targets.questions] == [f"{gold}?" for gold in mixed.targets.gold]
-    assert sorted(mixed.answer_Q.tolist()) == rewards.answer_Q.tolist()
-    assert sorted(mixed.image_BJ[:, 0].tolist()) == rewards.image_BJ[:, 0].tolist()
-    assert not torch.equal(mixed.image_BJ, rewards.image_BJ)
 
 
 # --------------------------------------------------------------------------------------------- bad rewards
@@ -268,6 +264,7 @@ def test_shuffling_keeps_the_rewards_and_loses_their_owners():
         ("word", ["returned 'good' for sample 1", "finite number, or None"]),
         ("nan", ["returned nan for sample 23"]),
         ("inf", ["returned -inf for sample 0"]),
+        ("huge", ["returned 1e+39 for sample 22", "at most 1e+12 in size"]),  # float32 would make it inf
     ],
 )
 def test_a_bad_result_is_named_with_its_sample(model, rollout, module, function, words):
@@ -304,6 +301,7 @@ def test_a_judge_that_gives_no_number_is_named_too(model, rollout, monkeypatch):
         (("self", "frozen"), (1.0,), ["--reward.weights: 1.0", "self frozen", "one finite number for each"]),
         (("self",), (math.nan,), ["--reward.weights: nan"]),
         (("self",), (0.0,), ["not all 0"]),
+        (("self",), (1e39,), ["--reward.weights: 1e+39", "at most 1e+06 in size"]),
         (("no_such_module:f",), (), ["reward no_such_module:f", "cannot be imported", "ModuleNotFoundError"]),
         (("MINE:absent",), (), ["MINE:absent", "no function 'absent'"]),
         (("MINE:not_a_function",), (), ["no function 'not_a_function'"]),

@@ -134,6 +134,13 @@ def test_the_users_own_prompts_are_trained_on(weights, tmp_path):
         ({"loss": LossConfig(method="sft")}, "beta is 0.02.*--loss.beta 0"),
         ({"loss": LossConfig(method="sft", beta=0.0)}, "reward.kind is probability"),
         ({"loss": LossConfig(method="sft", beta=0.0, end_to_end=True, answer_coef=0.0)}, "no-end-to-end"),
+        (
+            {
+                "loss": LossConfig(method="sft", beta=0.0),
+                "reward": RewardConfig(sources=("self", "frozen"), weights=(1.0, -0.5)),
+            },
+            "--reward.weights 1.0 -0.5: SFT keeps",
+        ),
         ({"loss": LossConfig(method="sft", beta=0.0, loss_type="dapo")}, "loss-type is dapo.*GRPO"),
         (
             {"loss": LossConfig(method="sft", beta=0.0, importance_sampling_level="sequence")},
@@ -142,6 +149,39 @@ def test_the_users_own_prompts_are_trained_on(weights, tmp_path):
         ({"loss": LossConfig(method="sft", beta=0.0, epsilon_high=0.3)}, "epsilon-high is 0.3"),
         ({"loss": LossConfig(relaxation=RelaxationConfig(tau=0.0))}, "relaxation.tau is 0.0"),
         ({"loss": LossConfig(relaxation=RelaxationConfig(final_tau=-1.0))}, "relaxation.final-tau is -1.0"),
+        ({"loss": LossConfig(beta=math.nan)}, "--loss.beta is nan, wanted a finite number"),
+        ({"loss": LossConfig(beta=-0.1)}, "--loss.beta is -0.1"),
+        ({"loss": LossConfig(reward_coef=math.inf)}, "--loss.reward-coef is inf"),
+        ({"loss": LossConfig(reward_coef=-1.0)}, "--loss.reward-coef is -1.0"),
+        ({"loss": LossConfig(epsilon_high=math.nan)}, "--loss.epsilon-high is nan"),
+        ({"loss": LossConfig(epsilon_high=-0.1)}, "--loss.epsilon-high is -0.1"),
+        ({"loss": LossConfig(relaxation=RelaxationConfig(tau=math.nan))}, "--loss.relaxation.tau is nan"),
+        ({"optim": OptimConfig(adam_epsilon=math.nan)}, "--optim.adam-epsilon is nan"),
+        ({"optim": OptimConfig(adam_epsilon=-1e-8)}, "--optim.adam-epsilon is -1e-08, wanted more than 0"),
+        ({"optim": OptimConfig(adam_beta2=1.0)}, "--optim.adam-beta2 is 1.0"),
+        ({"optim": OptimConfig(max_grad_norm=0.0)}, "--optim.max-grad-norm is 0.0, wanted more than 0"),
+        ({"optim": OptimConfig(lr=math.inf)}, "--optim.lr is inf"),
+        ({"rollout": RolloutConfig(answer_temperature=math.nan)}, "--rollout.answer-temperature is nan"),
+        ({"eval": EvalConfig(sampling=ImageSampling(temperature=math.nan))}, "--eval.sampling.temperature is nan"),
+        # settings that would do nothing
+        ({"loss": LossConfig(end_to_end=True, image_coef=0.0)}, "--loss.end-to-end is True and --loss.image-coef 0"),
+        (
+            {"loss": LossConfig(end_to_end=True, image_coef=0.0, reward_coef=2.0)},
+            "--loss.reward-coef is 2.0 and --loss.image-coef 0",
+        ),
+        ({"loss": LossConfig(end_to_end=True, answer_coef=0.0)}, "answer-coef 0 and --loss.reward-coef 0.*no-end-to"),
+        (
+            {"loss": LossConfig(method="sft", beta=0.0, end_to_end=True, image_coef=0.0)},
+            "--loss.end-to-end is True and --loss.image-coef 0",
+        ),
+        # one weight for two sources, also where the soft judges are wanted
+        (
+            {
+                "loss": LossConfig(end_to_end=True, reward_coef=1.0),
+                "reward": RewardConfig(kind="probability", sources=("self", "frozen"), weights=(1.0,)),
+            },
+            "--reward.weights: 1.0 for --reward.sources self frozen; wanted one finite number for each",
+        ),
     ],
 )
 def test_values_that_cannot_work_are_named(parts, word):
@@ -155,6 +195,7 @@ def test_settings_that_do_work_together_pass():
     check(config("x", "y", loss=LossConfig(method="sft", beta=0.0, num_scored_steps=0), **alone))
     check(config("x", "y", loss=LossConfig(method="sft", beta=0.0, end_to_end=True)))
     check(config("x", "y", loss=LossConfig(method="sft", beta=0.0, image_coef=0.0)))
+    check(config("x", "y", loss=LossConfig(end_to_end=True, answer_coef=0.0, reward_coef=1.0)))
     check(config("x", "y", rollout=RolloutConfig(num_generations=1, num_answers=2), loss=LossConfig(image_coef=0.0)))
 
 

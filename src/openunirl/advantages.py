@@ -100,10 +100,11 @@ def imitated(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """SFT: ([B], [Q]). An image counts if all its questions were answered right, so often that the mean over all images
     of the batch is one over those that count; the gold answers all count, or (`gold_answers="kept"`) those on them do.
+    A question that no source judged is left out.
 
     Example: of four images one was right: ([0, 4, 0, 0], [1, 1, 1, 1])
     """
-    right_B = (rewards.image_BJ >= 1).all(1).float()
+    right_B = rewards.right_B.float()
     kept = share(float(right_B.sum()))
     kept_B = right_B * (share(len(right_B)) / kept if kept else 0.0)
     if loss.gold_answers == "all":

@@ -80,7 +80,8 @@ class RewardConfig:
     """"answer": 1 if the sampled answer is judged correct, else 0 (the paper); "probability": the
     length-normalised probability of the gold answer, for the image half only. For self and frozen."""
     shuffle: bool = False
-    """Control: exchange the rewards among all images of the batch. Nothing should be learned."""
+    """Control: exchange the rewards among all images of the batch; with --loss.reward-coef, ask of each image what only
+    other prompts ask. Nothing should be learned. Not for gold answers (SFT), which no reward chooses."""
 
     @property
     def soft_judges(self) -> dict[str, float]:

@@ -1,17 +1,23 @@
 """The only file that knows accelerate: devices, processes, wrapping, exact reductions.
 
 In: a model adapter and optimizers. Out: the same, prepared; shares of a batch; sums and means over all processes.
+
+Departure from accelerate's way: DistributedDataParallel's own reduction wants one backward pass per update that reaches
+every parameter. An update here has one pass per part, and no part reaches all of a network that sees with one half and
+draws with another; so the passes keep their gradients, and these are averaged once (`averaging`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from openunirl.models.protocol import UnifiedModel
 from openunirl.optim import fast_dtype
@@ -51,6 +57,25 @@ class Processes:
             prepared: Any = self.accelerator.prepare_model(model.reference_net, evaluation_mode=True)
             model.reference_net = prepared
         return wrapped
+
+    @staticmethod
+    @contextmanager
+    def averaging(net: nn.Module) -> Iterator[None]:
+        """Around all backward passes of an update: at its end gradients are the mean over processes. What a process's
+        passes did not reach counts as 0; what nobody's reached keeps no gradient, as on one process."""
+        if not isinstance(net, DistributedDataParallel):
+            yield  # one process, or accelerate shards and reduces
+            return
+        with net.no_sync():
+            yield
+        trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
+        reached = torch.tensor([float(p.grad is not None) for p in trained], device=trained[0].device)
+        torch.distributed.all_reduce(reached, group=net.process_group)
+        for parameter in (p for p, count in zip(trained, reached.tolist(), strict=True) if count):
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            torch.distributed.all_reduce(parameter.grad, group=net.process_group)
+            parameter.grad /= torch.distributed.get_world_size(net.process_group)
 
     def unwrapped(self, net: nn.Module) -> nn.Module:
         return self.accelerator.unwrap_model(net)

@@ -47,6 +47,21 @@ def uniforms(keys_B: torch.Tensor, stream: int, count: int) -> torch.Tensor:
     return (_shift_right(bits, 41).float() + 0.5) * 2.0**-23
 
 
+class Scoring:
+    """The streams of an image's scoring seed (`Rollout.scoring_seeds_B`), all in one place: no two uses share one.
+
+    Example: key(rollout.scoring_seeds_B, Scoring.FROZEN_JUDGE, 0)
+    """
+
+    STEPS = 1  # which steps of the trajectory are scored
+    MASKS = 4  # of the first random mask; the d-th has MASKS + d, so nothing else lies between here and RELAXATION
+    RELAXATION = 101  # Gumbel noise
+    FROZEN_JUDGE = -1  # its answers; negative: whatever is added to a mask's, it does not get there
+    SHUFFLED_IMAGES = -2  # the control: which image's rewards,
+    SHUFFLED_ANSWERS = -3  # which answer's,
+    SHUFFLED_TARGETS = -4  # and which question and gold answer
+
+
 class Draws(Protocol):
     """A source of randomness for one batch of samples."""
 

@@ -17,14 +17,12 @@ import torch
 from torch.nn import functional as F
 
 from openunirl.config import LossConfig
-from openunirl.draws import key
+from openunirl.draws import Scoring, key
 from openunirl.models.masked import Estimator
 from openunirl.models.protocol import UnifiedModel
 from openunirl.relaxation import Relaxation
 from openunirl.rollout import Rollout
 from openunirl.types import AnswerRollout, ImageQuestion, ImageRollout, Images, ScorePass, Targets
-
-_NOISE = 101  # stream of a scoring seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +61,12 @@ def gather_experience(
     temperature: float,
     tau: float = 1.0,
     targets: Targets | None = None,
+    parts: int = 1,
 ) -> Experience:
     """Draws the scoring passes; for GRPO, scores them with the frozen base (and, for several inner steps, the old
-    policy). `tau` is the relaxation's temperature at this step."""
+    policy). `tau` is the relaxation's temperature at this step; `parts`: those that the update will split the batch
+    into. Scores are made in the same parts, because in low precision they depend on what is computed together, and the
+    ratio and the KL must start at exactly 1 and 0."""
     estimator = Estimator(name=config.estimator, num_scored_steps=config.num_scored_steps, num_draws=config.num_draws)
     seeds_B = rollout.scoring_seeds_B
     passes = tuple(model.scoring_passes(rollout.images, estimator, seeds_B)) if config.image_coef else ()
@@ -76,7 +77,7 @@ def gather_experience(
         advantages_Q=advantages_Q,
         passes=passes,
         relaxations=tuple(
-            Relaxation(seeds_B=key(seeds_B, _NOISE, k), tau=tau, noise=config.relaxation.noise)
+            Relaxation(seeds_B=key(seeds_B, Scoring.RELAXATION, k), tau=tau, noise=config.relaxation.noise)
             for k in range(len(passes) if relaxed else 0)
         ),
         targets=targets,
@@ -84,29 +85,37 @@ def gather_experience(
     if config.method != "grpo":  # nothing else has a ratio or a KL
         return experience
     with model.reference():
-        images, answers = _score(model, experience, config, temperature)
+        images, answers = _score(model, experience, config, temperature, parts)
     experience = replace(experience, reference_images=images, reference_answers=answers)
     if config.num_iterations > 1:
-        images, answers = _score(model, experience, config, temperature)
+        images, answers = _score(model, experience, config, temperature, parts)
         experience = replace(experience, old_images=images, old_answers=answers)
     return experience
 
 
 def _score(
-    model: UnifiedModel, experience: Experience, config: LossConfig, temperature: float
+    model: UnifiedModel, experience: Experience, config: LossConfig, temperature: float, parts: int
 ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor | None]:
-    rollout = experience.rollout
+    """Log-probs of all images [B, N] per pass, and of all answers [Q, T], one part of the batch after the other."""
+    scored = [_score_part(model, part, config, temperature) for part in split(experience, parts)]
+    images = tuple(torch.cat(rows) for rows in zip(*(images for images, _ in scored), strict=True))
+    answers = [rows for _, rows in scored if rows is not None]
+    return images, torch.cat(answers) if answers else None
+
+
+def _score_part(
+    model: UnifiedModel, part: Experience, config: LossConfig, temperature: float
+) -> tuple[tuple[torch.Tensor, ...], torch.Tensor | None]:
+    rollout = part.rollout
     images = tuple(
         model.score_images(rollout.images, one, logprob_guidance=config.logprob_guidance).logprobs_BN
-        for one in experience.passes
+        for one in part.passes
     )
-    answers = None
-    if config.answer_coef:
-        seen = Images(onehots_BNV=onehots(model, rollout)) if config.end_to_end else rollout.images.images
-        answers = model.score_answers(
-            seen, rollout.answers.questions, rollout.answers, temperature=temperature
-        ).logprobs_QT
-    return images, answers
+    if not config.answer_coef:
+        return images, None
+    seen = Images(onehots_BNV=onehots(model, rollout)) if config.end_to_end else rollout.images.images
+    scores = model.score_answers(seen, rollout.answers.questions, rollout.answers, temperature=temperature)
+    return images, scores.logprobs_QT
 
 
 def onehots(model: UnifiedModel, rollout: Rollout) -> torch.Tensor:

@@ -88,6 +88,7 @@ def grpo_end_to_end(model: UnifiedModel, chunk: Experience, terms: Terms) -> Ite
     y_BNV = onehots(model, chunk.rollout).requires_grad_()
     if terms.config.answer_coef:
         yield terms.config.answer_coef * _clipped_answers(model, chunk, Images(onehots_BNV=y_BNV), terms)
+        _demand_gradient(y_BNV)
     if terms.config.reward_coef:
         _follow_reward(model, chunk, y_BNV, terms)
     rest_KB = _ratios_elsewhere(model, chunk, terms)
@@ -107,6 +108,7 @@ def sft(model: UnifiedModel, chunk: Experience, terms: Terms) -> Iterator[torch.
 def sft_end_to_end(model: UnifiedModel, chunk: Experience, terms: Terms) -> Iterator[torch.Tensor]:
     y_BNV = onehots(model, chunk.rollout).requires_grad_()
     yield terms.config.answer_coef * _gold_answers(model, chunk, Images(onehots_BNV=y_BNV), terms)
+    _demand_gradient(y_BNV)
     for k in range(len(chunk.passes)):
         scores = _score(model, chunk, k, terms, chunk.relaxation(k))
         yield terms.config.image_coef * _replayed(chunk, k, scores, y_BNV.grad, terms)
@@ -201,6 +203,8 @@ def _kept_images(chunk: Experience, k: int, scores: ImageScores, terms: Terms) -
     """-log pi(u | p) of the tokens that pass k scores, on images that were judged right (advantage 0: it was not)."""
     weight_BN = _weight(chunk, k, terms)
     kept_BN = weight_BN * chunk.advantages_B.to(weight_BN)[:, None]
+    right_B = (chunk.advantages_B > 0).to(weight_BN)
+    terms.stats.add("sft/kept_share", right_B, torch.ones_like(right_B))
     terms.stats.add("image/nll", -scores.logprobs_BN, weight_BN)
     terms.stats.add("image/entropy", scores.entropy_BN, weight_BN)
     return sample_mean(-scores.logprobs_BN, kept_BN, _lengths(weight_BN), terms.image_totals)
@@ -228,6 +232,12 @@ def _follow_reward(model: UnifiedModel, chunk: Experience, y_BNV: torch.Tensor, 
         loss = sample_mean(-scores.logprobs_QT, weight_QT, weight_QT.sum(1), terms.answer_totals)
         (gradient_BNV,) = torch.autograd.grad(terms.config.reward_coef * weight * loss, y_BNV)
         y_BNV.grad = gradient_BNV if y_BNV.grad is None else y_BNV.grad + gradient_BNV
+
+
+def _demand_gradient(y_BNV: torch.Tensor) -> None:
+    """Errors: RuntimeError where the answers' part, which reaches y, was not back-propagated: drawing would miss it."""
+    if y_BNV.grad is None:
+        raise RuntimeError("the answers' gradient is missing at y: back-propagate a part before asking for the next")
 
 
 def _replayed(

@@ -13,6 +13,7 @@ Shapes: B pictures, N image tokens.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -36,7 +37,15 @@ from openunirl.types import ImageQuestion, Images, ImageSampling, Prompt
 
 
 def pretrain(config: PretrainConfig) -> Path:
-    """Trains and saves; returns the folder. Errors: ValueError if the folder exists and is not empty."""
+    """Trains and saves; returns the folder. Errors: ValueError for a folder that exists and is not empty, and for a
+    teacher that cannot teach."""
+    if not 0 <= config.teacher_guidance < math.inf:
+        raise ValueError(f"--teacher-guidance is {config.teacher_guidance}, wanted a finite number of at least 0")
+    if config.teacher_guidance and config.start_from is None:
+        raise ValueError(
+            f"--teacher-guidance is {config.teacher_guidance} without --start-from: the teacher would be fresh weights "
+            "that draw noise; say which finished model teaches itself"
+        )
     output = Path(config.output_dir)
     if output.exists() and any(output.iterdir()):
         raise ValueError(f"{output} exists and is not empty: choose another --output-dir")
@@ -122,6 +131,11 @@ def _autocast() -> torch.autocast:
 
 def train_model(model: UnifiedModel, config: PretrainConfig, progress: Progress, output: Path) -> None:
     batches = pretrain_batches(model, config)
+    if config.teacher_guidance:
+        trained = [parameter for parameter in model.net.parameters() if parameter.requires_grad]
+        model.freeze_reference()
+        for parameter in trained:  # a family may freeze what sees, for self-improvement; here it goes on learning
+            parameter.requires_grad_(True)
     optimizers = build_optimizer(model.net, lr=config.lr, weight_decay=config.weight_decay, name=config.optimizer)
     bar = progress.add_task("unified model", total=config.steps)
     start = time.monotonic()
@@ -167,7 +181,6 @@ def pretrain_batches(model: UnifiedModel, config: PretrainConfig) -> Iterator[Pr
     teacher = None
     if config.teacher_guidance:
         teacher = ImageSampling(guidance_scale=config.teacher_guidance, temperature=config.teacher_temperature)
-        model.freeze_reference()
     while True:
         pick_draw = torch.from_numpy(rng.integers(config.pool, size=config.draw_batch))
         pick_ask = torch.from_numpy(rng.integers(config.pool, size=config.ask_batch))

@@ -28,6 +28,9 @@ COLUMNS = ("questions", "gold", "tags", "metadata", "image_indices")
 """What a reward gets beside prompts, images and answers: the question asked, its gold answer, the task type, the
 prompt's GenEval record, and the image's number on this process (the answers to one image share one PIL object)."""
 
+LARGEST = 1e12
+"""Size of a reward. Float32 ends at 3e38, and advantages square weighted sums of rewards (validate.LARGEST_WEIGHT)."""
+
 Columns = Mapping[str, Sequence[Any]]
 Values = Sequence[float | None]
 
@@ -81,6 +84,11 @@ def checked(name: str, values: Any, columns: Columns) -> Values:
             raise ValueError(
                 f"reward {name} returned {value!r:.100} for {sample(columns, i)}; wanted a finite number, or None "
                 "where the reward does not apply"
+            )
+        if value is not None and abs(float(value)) > LARGEST:
+            raise ValueError(
+                f"reward {name} returned {value!r:.100} for {sample(columns, i)}; wanted at most {LARGEST:g} in size, "
+                "or float32 could not compare it with others: divide it"
             )
         found.append(None if value is None else float(value))
     return found

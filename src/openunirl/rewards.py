@@ -25,20 +25,22 @@ import torch
 from PIL import Image
 
 from openunirl.config import RewardConfig, RolloutConfig
-from openunirl.draws import key
+from openunirl.draws import Scoring, key
 from openunirl.evaluation.geneval import judge_pictures
 from openunirl.evaluation.run import to_uint8
 from openunirl.models.protocol import UnifiedModel
 from openunirl.reward_functions import Values, checked, load_function, user_rewards
 from openunirl.rollout import Rollout
 from openunirl.tasks.worlds import World
-from openunirl.types import AnswerSampling, Images, Targets
+from openunirl.types import AnswerSampling, ImageQuestion, Images, Targets
+from openunirl.validate import check_weights
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rewards:
     """answer_Q: 0/1 per sampled answer; image_BJ: reward of each image by question, nan where no source applies;
-    by_source: what each source gave [Q], unweighted, nan where it does not apply; targets: what the images were asked.
+    by_source: what each source gave [Q], unweighted, nan where it does not apply; targets: what the images were asked;
+    full_BJ: what image_BJ would be had every source that applies said 1 (None: 1).
 
     Example: Rewards(answer_Q=tensor([1., 0.]), image_BJ=tensor([[1.], [0.]]), by_source={"self": tensor([1., 0.])},
     targets=Targets(...))
@@ -48,6 +50,14 @@ class Rewards:
     image_BJ: torch.Tensor
     by_source: Mapping[str, torch.Tensor] = field(default_factory=dict)
     targets: Targets = field(default_factory=lambda: Targets(questions=(), gold=()))
+    full_BJ: torch.Tensor | None = None
+
+    @property
+    def right_B(self) -> torch.Tensor:
+        """bool: images of which every source says 1 for every question that any applies to, and for one at least."""
+        full_BJ = torch.ones_like(self.image_BJ) if self.full_BJ is None else self.full_BJ
+        unknown_BJ = self.image_BJ.isnan()
+        return ((self.image_BJ >= full_BJ - 1e-4) | unknown_BJ).all(1) & ~unknown_BJ.all(1)
 
     @property
     def image_B(self) -> torch.Tensor:
@@ -105,7 +115,7 @@ def frozen_reward(judged: Judged) -> Values:
             return _gold_probability(judged)
         per_image = rollout.num_questions * rollout.num_answers
         keys_Q = rollout.scoring_seeds_B.repeat_interleave(per_image)
-        seeds_Q = key(keys_Q, torch.arange(per_image).repeat(len(rollout.images.prompts)))
+        seeds_Q = key(keys_Q, Scoring.FROZEN_JUDGE, torch.arange(per_image).repeat(len(rollout.images.prompts)))
         sampling = AnswerSampling(max_new_tokens=limits.max_new_tokens, temperature=limits.answer_temperature)
         answers = judged.model.sample_answers(rollout.images.images, rollout.answers.questions, seeds_Q, sampling)
     return judge_answers(judged.world, rollout, answers.texts).tolist()
@@ -157,10 +167,18 @@ def score(
     by_source = {short_name(source): _values(source, judged) for source in config.sources}
     values_SQ = torch.stack(list(by_source.values()))
     weights_S1 = torch.tensor(config.weights or [1.0] * len(by_source))[:, None]
-    image_Q = (values_SQ * weights_S1).nansum(0).masked_fill(values_SQ.isnan().all(0), math.nan)
+    none_Q = values_SQ.isnan().all(0)
+    image_Q = (values_SQ * weights_S1).nansum(0).masked_fill(none_Q, math.nan)
+    full_Q = (weights_S1 * ~values_SQ.isnan()).sum(0).masked_fill(none_Q, math.nan)
     table = (len(rollout.images.prompts), rollout.num_questions, rollout.num_answers)
     targets = Targets(questions=rollout.answers.questions, gold=rollout.gold)
-    return Rewards(answer_Q=answer_Q, image_BJ=image_Q.view(table).nanmean(-1), by_source=by_source, targets=targets)
+    return Rewards(
+        answer_Q=answer_Q,
+        image_BJ=image_Q.view(table).nanmean(-1),
+        by_source=by_source,
+        targets=targets,
+        full_BJ=full_Q.view(table).nanmean(-1),
+    )
 
 
 def _values(source: str, judged: Judged) -> torch.Tensor:
@@ -180,7 +198,7 @@ def short_name(source: str) -> str:
 
 def check_sources(config: RewardConfig, world: World) -> None:
     """Before anything is loaded or written. Errors: ValueError for sources or weights that cannot work."""
-    names, weights = [short_name(source) for source in config.sources], config.weights
+    names = [short_name(source) for source in config.sources]
     known = f"{', '.join(REWARDS)}, or module:function"
     if not names:
         raise ValueError(f"--reward.sources is empty: name one or more of {known}")
@@ -188,9 +206,7 @@ def check_sources(config: RewardConfig, world: World) -> None:
         raise ValueError(
             f"--reward.sources: two of them are called {twice[0]!r}, and metrics could not tell them apart"
         )
-    if weights and (len(weights) != len(names) or not all(map(math.isfinite, weights)) or not any(weights)):
-        told = f"{' '.join(map(str, weights))} for --reward.sources {' '.join(config.sources)}"
-        raise ValueError(f"--reward.weights: {told}; wanted one finite number for each, not all 0")
+    check_weights(config)
     for source in config.sources:
         if ":" in source:
             load_function(source)
@@ -200,20 +216,47 @@ def check_sources(config: RewardConfig, world: World) -> None:
         raise ValueError(f"--reward.sources detector: the world {world.label} has no detector yet; use self or frozen")
 
 
-def shuffled(rewards: Rewards, seeds_B: torch.Tensor) -> Rewards:
-    """The control: rewards exchanged among this process's images, and among its answers, by a keyed permutation. What
-    is asked of an image goes with its reward, so that the reward's own gradient is another image's, too."""
-    image_order = key(seeds_B, 7).argsort()
+def shuffled(rewards: Rewards, rollout: Rollout, *, followed: bool) -> Rewards:
+    """The control: rewards exchanged among this process's images, and among its answers, by a keyed permutation (it may
+    leave an image its reward: over all permutations the mean advantage is 0). Where the reward's own gradient is
+    `followed`, each image is asked what only other prompts ask, never a question with the gold answer of its own.
+
+    Errors: ValueError where no other prompt asks anything else.
+    """
+    seeds_B = rollout.scoring_seeds_B
+    image_order = key(seeds_B, Scoring.SHUFFLED_IMAGES).argsort()
     per_image = len(rewards.answer_Q) // len(seeds_B)
-    answer_order = key(seeds_B.repeat_interleave(per_image), 8, torch.arange(len(rewards.answer_Q))).argsort()
-    rows = [(b, i * per_image + j) for b, i in enumerate(image_order.tolist()) for j in range(per_image)]
-    targets = Targets(
-        questions=tuple(replace(rewards.targets.questions[q], image=b) for b, q in rows),
-        gold=tuple(rewards.targets.gold[q] for _, q in rows),
-    )
-    return Rewards(
+    row_Q = torch.arange(len(rewards.answer_Q))
+    answer_order = key(seeds_B.repeat_interleave(per_image), Scoring.SHUFFLED_ANSWERS, row_Q).argsort()
+    return replace(
+        rewards,
         answer_Q=rewards.answer_Q[answer_order],
         image_BJ=rewards.image_BJ[image_order],
-        by_source=rewards.by_source,
-        targets=targets,
+        full_BJ=None if rewards.full_BJ is None else rewards.full_BJ[image_order],
+        targets=_targets_of_others(rewards.targets, rollout) if followed else rewards.targets,
+    )
+
+
+def _targets_of_others(targets: Targets, rollout: Rollout) -> Targets:
+    """For each question on an image one of the step's other prompts', drawn by key; its K answers share it."""
+    asked = [(one.question, gold) for one, gold in zip(targets.questions, targets.gold, strict=True)]
+    distinct = list(dict.fromkeys(asked))
+    foreign = []  # by prompt
+    for prompt in rollout.prompts:
+        own = {(question.question, question.answer) for question in prompt.questions}
+        foreign.append([pair for pair in distinct if pair not in own])
+        if not foreign[-1]:
+            raise ValueError(
+                f"--reward.shuffle: the other prompts of this step ask nothing but what {prompt.prompt!r} asks, too; "
+                "give more --rollout.num-prompts, or prompts that differ"
+            )
+    drawn = []
+    for b in range(len(rollout.scoring_seeds_B)):
+        pool = foreign[b // rollout.num_generations]
+        for j in range(rollout.num_questions):
+            pick = int(key(rollout.scoring_seeds_B[b], Scoring.SHUFFLED_TARGETS, j)) % len(pool)
+            drawn += [(b, *pool[pick])] * rollout.num_answers
+    return Targets(
+        questions=tuple(ImageQuestion(image=b, question=question) for b, question, _ in drawn),
+        gold=tuple(gold for _, _, gold in drawn),
     )

@@ -153,13 +153,11 @@ class Run:
         factor = lr_factor(step - 1, self.config.train.max_steps, warmup=optim.warmup_steps, decay=optim.decay)
         for group in self.optimizer.param_groups:
             group["lr"] = optim.lr * factor
-        parts = iter(losses)
-        part = next(parts, None)
-        while part is not None:
-            total += float(part.detach())
-            if part.requires_grad:
-                self.processes.accelerator.backward(part)
-            part = next(parts, None)
+        with self.processes.averaging(self.model.net):
+            for part in losses:
+                total += float(part.detach())
+                if part.requires_grad:
+                    self.processes.accelerator.backward(part)
         norm = self.processes.accelerator.clip_grad_norm_(self.model.net.parameters(), optim.max_grad_norm)
         norm = float(norm) if norm is not None else 0.0
         total = self.processes.sum({"loss": total})["loss"] / self.processes.count
@@ -226,13 +224,19 @@ class Run:
 
     @contextmanager
     def stopping_at(self, step: int) -> Iterator[None]:
-        """What cannot be done inside it ends the run: the ValueError then says where the run stands."""
+        """What cannot be done inside it ends the run, on every process: the ValueError says where the run stands."""
+        error: Exception | None = None
         try:
             yield
-        except ValueError as error:
+        except Exception as caught:
+            error = caught
+        failed = self.processes.sum({"failed": float(error is not None)})["failed"]  # or the others would wait for ever
+        if error is not None and not isinstance(error, ValueError):
+            raise error
+        if failed:
             raise ValueError(
-                f"step {step}: {error}. The run stopped before this update; its last checkpoint is "
-                f"{self.last_checkpoint()}, and --resume goes on from there"
+                f"step {step}: {error or 'another process failed, and says why'}. The run stopped before this update; "
+                f"its last checkpoint is {self.last_checkpoint()}, and --resume goes on from there"
             ) from error
 
     def last_checkpoint(self) -> str:

@@ -55,8 +55,8 @@ def train_step(run: Run, prompts: list[Prompt], step: int) -> dict[str, float]:
     )
     with run.stopping_at(step):
         rewards = score(model, rollout, run.world, config.reward, config.rollout)
-    if config.reward.shuffle:
-        rewards = shuffled(rewards, rollout.scoring_seeds_B)
+        if config.reward.shuffle:
+            rewards = shuffled(rewards, rollout, followed=config.loss.reward_coef > 0)
     advantages_B, advantages_Q = ADVANTAGES[config.loss.method](
         rewards, config.rollout, config.loss, share=run.processes.share, std=run.processes.std
     )
@@ -70,6 +70,7 @@ def train_step(run: Run, prompts: list[Prompt], step: int) -> dict[str, float]:
         temperature=temperature,
         tau=tau,
         targets=rewards.targets,
+        parts=config.optim.gradient_accumulation_steps,
     )
     images, answers = rollout.images.tokens_BN, rollout.answers.mask_QT
     image_totals = Totals(

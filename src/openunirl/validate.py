@@ -5,9 +5,12 @@ In: a RunConfig. Out: nothing, or a ValueError that names the flag, its value an
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from importlib.util import find_spec
+from typing import Any
 
-from openunirl.config import LossConfig, RunConfig
+from openunirl.config import LossConfig, RewardConfig, RunConfig
 
 _AT_LEAST_ONE = (
     ("rollout", ("num_prompts", "num_generations", "num_questions", "num_answers", "max_new_tokens", "batch_size")),
@@ -22,16 +25,30 @@ _NOT_NEGATIVE = (
     ("train", ("save_steps", "eval_steps", "stall_steps")),
     ("eval", ("num_prompts", "num_references", "during_prompts")),
 )
+_POSITIVE = (("optim", ("adam_epsilon", "max_grad_norm")),)
+LARGEST_WEIGHT = 1e6
+"""Of a reward source; rewards end at reward_functions.LARGEST, so that squares of weighted sums are float32 numbers."""
 
 
 def check(config: RunConfig) -> None:
     """Errors: ValueError for the first value that cannot work."""
+    _check_finite(config)
     for sections, least in ((_AT_LEAST_ONE, 1), (_NOT_NEGATIVE, 0)):
         for section, names in sections:
             for name in names:
                 value = getattr(getattr(config, section), name)
                 if value < least:
                     raise ValueError(f"{_flag(section, name)} is {value}, wanted at least {least}")
+    for section, names in _POSITIVE:
+        for name in names:
+            if (value := getattr(getattr(config, section), name)) <= 0:
+                raise ValueError(f"{_flag(section, name)} is {value}, wanted more than 0")
+    if config.loss.epsilon_high is not None and config.loss.epsilon_high < 0:
+        raise ValueError(f"--loss.epsilon-high is {config.loss.epsilon_high}, wanted at least 0")
+    for name in ("adam_beta1", "adam_beta2"):
+        if not 0 <= (value := getattr(config.optim, name)) < 1:
+            raise ValueError(f"{_flag('optim', name)} is {value}, wanted at least 0 and less than 1")
+    check_weights(config.reward)
     for section in ("rollout", "eval"):
         sampling = getattr(config, section).sampling
         if sampling.num_timesteps < 1 or sampling.temperature <= 0:
@@ -46,7 +63,9 @@ def check(config: RunConfig) -> None:
             "whole policy (0 and 1), or the KL to the base is infinite"
         )
     _METHODS[config.loss.method](config)
+    _check_halves(config.loss)
     _check_relaxation(config)
+    _check_shuffle(config)
     steps, scored = config.rollout.sampling.num_timesteps, config.loss.num_scored_steps
     if config.loss.estimator == "trajectory" and scored > steps:
         raise ValueError(
@@ -58,11 +77,48 @@ def check(config: RunConfig) -> None:
             f"--optim.gradient-accumulation-steps is {config.optim.gradient_accumulation_steps}, "
             f"more than the {images} images of a step"
         )
-    if not config.loss.image_coef and not config.loss.answer_coef:
-        raise ValueError("--loss.image-coef and --loss.answer-coef are both 0: nothing would be trained")
     for tracker in config.train.report_to:
         if find_spec(tracker) is None:
             raise ValueError(f"--train.report-to {tracker}: the package is not installed; pip install {tracker}")
+
+
+def check_weights(reward: RewardConfig) -> None:
+    """Errors: ValueError for weights that do not fit the sources."""
+    weights, sources = reward.weights, reward.sources
+    usable = all(abs(weight) <= LARGEST_WEIGHT for weight in weights)  # nan is not
+    if weights and (len(weights) != len(sources) or not usable or not any(weights)):
+        told = f"{' '.join(map(str, weights))} for --reward.sources {' '.join(sources)}"
+        raise ValueError(
+            f"--reward.weights: {told}; wanted one finite number for each (at most {LARGEST_WEIGHT:g} in size), not "
+            "all 0"
+        )
+
+
+def _check_finite(section: Any, path: str = "") -> None:
+    """All numbers of a config, whatever they are for."""
+    for each in dataclasses.fields(section):
+        value, name = getattr(section, each.name), f"{path}.{each.name}" if path else each.name
+        if dataclasses.is_dataclass(value):
+            _check_finite(value, name)
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"--{name.replace('_', '-')} is {value}, wanted a finite number")
+
+
+def _check_halves(loss: LossConfig) -> None:
+    """What is accepted must do something. Errors: ValueError for coefficients that leave nothing of it."""
+    if not loss.image_coef and not loss.answer_coef:
+        raise ValueError("--loss.image-coef and --loss.answer-coef are both 0: nothing would be trained")
+    for name, value in (("--loss.reward-coef", loss.reward_coef), ("--loss.end-to-end", loss.end_to_end)):
+        if value and not loss.image_coef:
+            raise ValueError(
+                f"{name} is {value} and --loss.image-coef 0: the image coefficient weights all that reaches the image, "
+                f"so it would do nothing; give --loss.image-coef above 0, or leave {name} out"
+            )
+    if loss.end_to_end and not loss.answer_coef and not loss.reward_coef:
+        raise ValueError(
+            "--loss.end-to-end with --loss.answer-coef 0 and --loss.reward-coef 0: no gradient would reach the image "
+            "through the answers; give one of them a weight, or use --loss.no-end-to-end"
+        )
 
 
 def _check_grpo(config: RunConfig) -> None:
@@ -71,6 +127,13 @@ def _check_grpo(config: RunConfig) -> None:
         raise ValueError(
             f"--rollout.answer-temperature is {rollout.answer_temperature}: GRPO needs sampled answers, above 0"
         )
+    if rollout.drawn_by != "policy":
+        raise ValueError(
+            f"--rollout.drawn-by is {rollout.drawn_by}: GRPO's ratio is that of the policy that drew; use policy, or "
+            "--loss.method sft"
+        )
+    if loss.gold_answers != LossConfig().gold_answers:
+        raise ValueError(f"--loss.gold-answers is {loss.gold_answers}: GRPO learns sampled answers; leave it out")
     if rollout.num_generations == 1 and (loss.image_coef or rollout.num_answers == 1):
         raise ValueError(
             "--rollout.num-generations is 1: GRPO compares the images of a prompt, so every advantage would be 0; use "
@@ -98,10 +161,34 @@ def _check_sft(config: RunConfig) -> None:
             "--loss.answer-coef is 0: end-to-end SFT has the answers' loss only; use --loss.no-end-to-end to train the "
             "images alone"
         )
-    if not loss.end_to_end and loss.image_coef and config.reward.kind != "answer":
+    keeps = loss.gold_answers == "kept" or not loss.end_to_end
+    if keeps and loss.image_coef and config.reward.kind != "answer":
         raise ValueError(
             f"--reward.kind is {config.reward.kind}: SFT keeps images whose answers were judged right, which wants the "
-            "verdicts of --reward.kind answer (or --loss.end-to-end, or --loss.image-coef 0)"
+            "verdicts of --reward.kind answer (or --loss.end-to-end with all gold answers, or --loss.image-coef 0)"
+        )
+    _check_base_draws(config)
+    if not loss.end_to_end and loss.image_coef and any(weight < 0 for weight in config.reward.weights):
+        raise ValueError(
+            f"--reward.weights {' '.join(map(str, config.reward.weights))}: SFT keeps images of which every source "
+            "says 1, which a negative weight cannot ask for; give weights of at least 0"
+        )
+
+
+def _check_base_draws(config: RunConfig) -> None:
+    rollout, base = config.rollout, config.rollout.base_sampling
+    if base is None:
+        return
+    if rollout.drawn_by != "base":
+        raise ValueError(
+            "--rollout.base-sampling says how the base draws: add --rollout.drawn-by base, or leave it out"
+        )
+    own = rollout.sampling
+    if config.loss.estimator == "trajectory" and base.num_timesteps != own.num_timesteps:
+        raise ValueError(
+            f"--rollout.base-sampling.num-timesteps is {base.num_timesteps} and --rollout.sampling.num-timesteps "
+            f"{own.num_timesteps}: the trajectory estimator scores the steps that were drawn; make them equal, or use "
+            "--loss.estimator remask"
         )
 
 
@@ -119,6 +206,23 @@ def _check_relaxation(config: RunConfig) -> None:
         value = getattr(config.loss.relaxation, name)
         if value is not None and value <= 0:
             raise ValueError(f"{_flag('loss.relaxation', name)} is {value}: a temperature must be above 0")
+
+
+def _check_shuffle(config: RunConfig) -> None:
+    rollout, loss = config.rollout, config.loss
+    if not config.reward.shuffle:
+        return
+    if loss.method == "sft" and loss.answer_coef and loss.gold_answers == "all":
+        raise ValueError(
+            f"--reward.shuffle with --loss.method sft and --loss.answer-coef {loss.answer_coef}: the gold answers are "
+            "trained whatever the rewards are, so it would be no control; use --loss.gold-answers kept, --loss.answer-coef 0 "
+            "without --loss.end-to-end, or --loss.method grpo"
+        )
+    if loss.reward_coef and rollout.num_prompts < 2:
+        raise ValueError(
+            f"--rollout.num-prompts is {rollout.num_prompts}: with --loss.reward-coef, --reward.shuffle asks of an "
+            "image what other prompts of its process ask; give at least 2"
+        )
 
 
 def _flag(section: str, name: str) -> str:

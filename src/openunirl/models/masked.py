@@ -19,7 +19,7 @@ from typing import Literal
 
 import torch
 
-from openunirl.draws import Draws, key, uniforms
+from openunirl.draws import Draws, Scoring, key, uniforms
 from openunirl.types import ImageRollout, ImageSampling, ScorePass
 
 MASKED = -1  # marks a masked token in a tensor of codes
@@ -149,7 +149,7 @@ def scoring_passes(rollout: ImageRollout, estimator: Estimator, seeds_B: torch.T
     if count == num_steps:
         steps_BK = torch.arange(num_steps).expand(len(reveal_BN), num_steps)
     else:
-        steps_BK = uniforms(key(seeds_B, 1), 0, num_steps).argsort(1)[:, :count]
+        steps_BK = uniforms(key(seeds_B, Scoring.STEPS), 0, num_steps).argsort(1)[:, :count]
     passes = []
     for step_B1 in steps_BK.to(reveal_BN.device).split(1, dim=1):
         passes.append(
@@ -169,6 +169,6 @@ def random_mask(seeds_B: torch.Tensor, num_tokens: int, schedule: str = "cosine"
 
 
 def _remask_pass(reveal_BN: torch.Tensor, seeds_B: torch.Tensor, draw: int) -> ScorePass:
-    masked_BN = random_mask(key(seeds_B, 4 + draw), reveal_BN.shape[1]).to(reveal_BN.device)
+    masked_BN = random_mask(key(seeds_B, Scoring.MASKS + draw), reveal_BN.shape[1]).to(reveal_BN.device)
     weight_B1 = reveal_BN.shape[1] / masked_BN.sum(1, keepdim=True)
     return ScorePass(shown_BN=~masked_BN, scored_BN=masked_BN, weight_BN=weight_B1.expand(reveal_BN.shape).float())

@@ -1,0 +1,100 @@
+"""SFT on what the frozen base drew: who draws, what is kept, which answers are learned."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from openunirl.advantages import imitated
+from openunirl.config import LossConfig, RewardConfig, RolloutConfig
+from openunirl.experience import gather_experience
+from openunirl.losses import Stats, Totals
+from openunirl.models.tiny import build
+from openunirl.objectives import Terms, loss_parts
+from openunirl.presets import PRESETS
+from openunirl.rewards import Rewards
+from openunirl.rollout import roll_out
+from openunirl.tasks import shapes
+from openunirl.types import ImageSampling
+from openunirl.validate import check
+
+FAMILIES = ["tiny-showo", "tiny-janus"]
+SAMPLING = ImageSampling(num_timesteps=3)
+CAREFUL = ImageSampling(num_timesteps=4, guidance_scale=2.0, temperature=0.5)
+ROLLOUT = RolloutConfig(num_prompts=2, num_generations=2, num_questions=2, sampling=SAMPLING, max_new_tokens=3)
+BASE = replace(ROLLOUT, drawn_by="base", base_sampling=CAREFUL)
+PRESET = PRESETS["tiny-showo-sft"]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def moved(request):
+    """A model whose policy has left its base."""
+    model = build(request.param, shapes.vocabulary(), seed=5)
+    model.freeze_reference()
+    with torch.no_grad():
+        for name, weight in model.net.named_parameters():
+            if weight.ndim == 2:
+                weight.mul_(3.0 if "head" in name else 1.4)
+    return model
+
+
+def drawn(model, config):
+    return roll_out(model, shapes.prompts("train", 2, 0), config, seed=1, step=1)
+
+
+def test_the_base_draws_with_its_own_setting_and_the_policy_is_scored_with_its_own(moved):
+    ours, base = drawn(moved, ROLLOUT), drawn(moved, BASE)
+    with moved.reference():
+        want = drawn(moved, replace(ROLLOUT, sampling=CAREFUL))
+    assert torch.equal(base.images.tokens_BN, want.images.tokens_BN)
+    assert not torch.equal(base.images.tokens_BN, ours.images.tokens_BN)
+    assert base.images.sampling == SAMPLING
+    same = drawn(moved, replace(BASE, base_sampling=None))
+    with moved.reference():
+        assert torch.equal(same.images.tokens_BN, drawn(moved, ROLLOUT).images.tokens_BN)
+
+
+def test_the_policy_answers_even_where_the_base_draws(moved):
+    base = drawn(moved, BASE)
+    with moved.reference():
+        base_answers = drawn(moved, replace(ROLLOUT, sampling=CAREFUL)).answers
+    assert not torch.equal(base.answers.logprobs_QT, base_answers.logprobs_QT)
+
+
+def test_kept_answers_by_hand():
+    rewards = Rewards(image_BJ=torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0], [1.0, 1.0]]), answer_Q=torch.zeros(8))
+    one = {"share": lambda total: total, "std": lambda values: float(values.std())}
+    images_B, answers_Q = imitated(rewards, ROLLOUT, LossConfig(method="sft", gold_answers="kept"), **one)
+    assert images_B.tolist() == [2.0, 0.0, 0.0, 2.0]
+    assert answers_Q.tolist() == [2.0, 2.0, 0.0, 0.0, 0.0, 0.0, 2.0, 2.0]
+
+
+def test_answers_on_images_that_were_not_kept_leave_no_trace(moved):
+    rollout = drawn(moved, BASE)
+    config = LossConfig(method="sft", beta=0.0, gold_answers="kept", estimator="remask")
+    experience = gather_experience(moved, rollout, torch.zeros(4), torch.zeros(8), config, temperature=1.0)
+    totals = Totals(samples=8, tokens=24, max_length=3)
+    terms = Terms(config=config, image_totals=totals, answer_totals=totals, temperature=1.0, stats=Stats())
+    moved.net.zero_grad()
+    for part in loss_parts(moved, experience, parts=1, terms=terms):
+        part.backward()
+    assert all(p.grad is None or (p.grad == 0).all() for p in moved.net.parameters())
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"rollout": replace(PRESET.rollout, drawn_by="policy")}, "--rollout.base-sampling"),
+        ({"loss": replace(PRESET.loss, estimator="trajectory"), "rollout": replace(PRESET.rollout, base_sampling=CAREFUL)},
+         "--rollout.base-sampling.num-timesteps is 4"),
+        ({"reward": RewardConfig(kind="probability")}, "--reward.kind is probability"),
+        ({"loss": LossConfig(), "rollout": replace(PRESET.rollout, answer_temperature=1.0)}, "--rollout.drawn-by is base"),
+        ({"loss": LossConfig(gold_answers="kept"), "rollout": ROLLOUT}, "--loss.gold-answers is kept"),
+    ],
+)  # fmt: skip
+def test_settings_that_do_not_go_together_are_named(changed, named):
+    check(PRESET)
+    check(replace(PRESET, reward=RewardConfig(shuffle=True)))  # a control: images and answers of others are kept
+    with pytest.raises(ValueError) as error:
+        check(replace(PRESET, **changed))
+    assert named in str(error.value)

@@ -1,0 +1,171 @@
+"""Several processes: what one would do, on both families, and an end for all where one fails."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+
+import openunirl
+from openunirl.config import LossConfig, RolloutConfig
+from openunirl.distributed import Processes
+from openunirl.experience import gather_experience
+from openunirl.losses import Stats, Totals
+from openunirl.models.tiny import build
+from openunirl.objectives import Terms, loss_parts
+from openunirl.rollout import roll_out
+from openunirl.tasks import shapes
+from openunirl.types import ImageSampling
+
+FAMILIES = ["tiny-showo", "tiny-janus"]
+ROLLOUT = RolloutConfig(
+    num_prompts=1, num_generations=2, sampling=ImageSampling(num_timesteps=2, guidance_scale=2.0), max_new_tokens=2
+)
+
+
+@pytest.fixture
+def gloo(tmp_path):
+    """A process group of one."""
+    store = distributed.FileStore(str(tmp_path / "store"), 1)
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+def gradients(model, config):
+    """Of one update in two parts, one backward pass for each forward."""
+    rollout = roll_out(model, shapes.prompts("train", 1, 0), ROLLOUT, seed=1, step=1)
+    ups = torch.tensor([1.0, -1.0])
+    experience = gather_experience(model, rollout, ups, ups, config, temperature=1.0)
+    totals = Totals(samples=2, tokens=4, max_length=2)
+    terms = Terms(config=config, image_totals=totals, answer_totals=totals, temperature=1.0, stats=Stats())
+    with Processes.averaging(model.net):
+        for part in loss_parts(model, experience, parts=2, terms=terms):
+            part.backward()
+    return [parameter.grad for parameter in model.net.parameters()]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("end_to_end", [False, True])
+def test_wrapped_for_several_processes_gradients_are_the_same(family, end_to_end, gloo):
+    """No part reaches all of the network, and an update has many parts; twice, as the second is what used to fail."""
+    model = build(family, shapes.vocabulary(), seed=5)
+    model.freeze_reference()
+    config = LossConfig(end_to_end=end_to_end, beta=0.1, num_scored_steps=0)
+    alone = gradients(model, config)
+    model.net.zero_grad()
+    model.net = DistributedDataParallel(model.net)
+    for _ in range(2):
+        together = gradients(model, config)
+        assert any(grad is not None and grad.abs().sum() > 0 for grad in together)
+        for a, b in zip(alone, together, strict=True):
+            assert (a is None and b is None) or torch.equal(a, b)
+        model.net.zero_grad()
+
+
+# ------------------------------------------------------------------------------------------------ two processes
+
+FLAGS = [
+    "--train.max-steps",
+    "2",
+    "--eval.num-prompts",
+    "0",
+    "--rollout.num-generations",
+    "2",
+    "--rollout.num-questions",
+    "1",
+    "--rollout.sampling.num-timesteps",
+    "2",
+    "--rollout.max-new-tokens",
+    "2",
+    "--reward.kind",
+    "probability",
+    "--loss.beta",
+    "0.1",
+    "--loss.end-to-end",
+    "--optim.lr",
+    "1e-3",
+    "--optim.adam-epsilon",
+    "1e-3",
+    "--optim.gradient-accumulation-steps",
+    "2",
+    "--train.mixed-precision",
+    "no",
+    "--train.eval-steps",
+    "0",
+    "--train.report-to",
+]
+
+MINE = """
+import os
+
+def fails_on_the_second(prompts, **_):
+    if os.environ.get("RANK") == "1":
+        raise RuntimeError("no judge here")
+    return [1.0] * len(prompts)
+"""
+
+
+def finished(folder, weights, out, count, *more):
+    """(exit status, stderr) of each of `count` processes that train together."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    start = [sys.executable, "-m", "openunirl.cli", "train", "tiny-showo-grpo", "--model.weights", str(weights)]
+    started = []
+    for rank in range(count):
+        more_env = {
+            "PYTHONPATH": str(Path(openunirl.__file__).parents[1]),
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+            "ACCELERATE_USE_CPU": "true",
+        }
+        if count > 1:
+            more_env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_PORT": port}
+            more_env |= {"MASTER_ADDR": "127.0.0.1"}
+        started.append(
+            subprocess.Popen(
+                [*start, "--output-dir", str(out), *more, *FLAGS],
+                env=os.environ | more_env,
+                cwd=folder,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    try:
+        return [(process.wait(timeout=240), process.stderr.read()) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+
+
+def test_two_processes_train_as_one_does(tmp_path):
+    weights = tmp_path / "model"
+    build("tiny-janus", shapes.vocabulary(), seed=9).save(weights)
+    for name, count in (("one", 1), ("two", 2)):
+        share = ("--rollout.num-prompts", str(2 // count))
+        for status, told in finished(tmp_path, weights, tmp_path / name, count, *share):
+            assert status == 0, told
+    base = load_file(weights / "model.safetensors")
+    one, two = (load_file(tmp_path / name / "checkpoints/step-000002/model.safetensors") for name in ("one", "two"))
+    moved = max(float((one[name] - base[name]).abs().max()) for name in base)
+    apart = max(float((one[name] - two[name]).abs().max()) for name in base)
+    assert moved > 1e-5 and apart < 0.01 * moved
+
+
+def test_a_reward_that_fails_on_one_process_ends_all(tmp_path):
+    weights = tmp_path / "model"
+    build("tiny-showo", shapes.vocabulary(), seed=9).save(weights)
+    (tmp_path / "mine.py").write_text(MINE)
+    more = ("--rollout.num-prompts", "1", "--reward.sources", "self", "mine:fails_on_the_second")
+    (first, waiting), (second, failing) = finished(tmp_path, weights, tmp_path / "run", 2, *more)
+    assert first == second == 1
+    assert "step 1: another process failed" in " ".join(waiting.split())
+    assert "raised RuntimeError: no judge here" in " ".join(failing.split())
