@@ -20,10 +20,11 @@ from openunirl.validate import check
 
 FAMILIES = ["tiny-showo", "tiny-janus"]
 SAMPLING = ImageSampling(num_timesteps=3)
-CAREFUL = ImageSampling(num_timesteps=4, guidance_scale=2.0, temperature=0.5)
+CAREFUL = ImageSampling(num_timesteps=3, guidance_scale=2.0, temperature=0.5)
 ROLLOUT = RolloutConfig(num_prompts=2, num_generations=2, num_questions=2, sampling=SAMPLING, max_new_tokens=3)
-BASE = replace(ROLLOUT, drawn_by="base", base_sampling=CAREFUL)
+BASE = replace(ROLLOUT, drawn_by="base", base_guidance_scale=2.0, base_temperature=0.5)
 PRESET = PRESETS["tiny-showo-sft"]
+SAMPLED = replace(PRESET.rollout, answer_temperature=1.0)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -49,7 +50,7 @@ def test_the_base_draws_with_its_own_setting_and_the_policy_is_scored_with_its_o
     assert torch.equal(base.images.tokens_BN, want.images.tokens_BN)
     assert not torch.equal(base.images.tokens_BN, ours.images.tokens_BN)
     assert base.images.sampling == SAMPLING
-    same = drawn(moved, replace(BASE, base_sampling=None))
+    same = drawn(moved, replace(BASE, base_guidance_scale=None, base_temperature=None))
     with moved.reference():
         assert torch.equal(same.images.tokens_BN, drawn(moved, ROLLOUT).images.tokens_BN)
 
@@ -84,11 +85,10 @@ def test_answers_on_images_that_were_not_kept_leave_no_trace(moved):
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        ({"rollout": replace(PRESET.rollout, drawn_by="policy")}, "--rollout.base-sampling"),
-        ({"loss": replace(PRESET.loss, estimator="trajectory"), "rollout": replace(PRESET.rollout, base_sampling=CAREFUL)},
-         "--rollout.base-sampling.num-timesteps is 4"),
+        ({"rollout": replace(PRESET.rollout, drawn_by="policy")}, "--rollout.base-temperature is 0.7"),
+        ({"rollout": replace(PRESET.rollout, base_guidance_scale=-1.0)}, "--rollout.base-guidance-scale is -1.0"),
         ({"reward": RewardConfig(kind="probability")}, "--reward.kind is probability"),
-        ({"loss": LossConfig(), "rollout": replace(PRESET.rollout, answer_temperature=1.0)}, "--rollout.drawn-by is base"),
+        ({"loss": LossConfig(), "rollout": SAMPLED}, "--rollout.drawn-by is base"),
         ({"loss": LossConfig(gold_answers="kept"), "rollout": ROLLOUT}, "--loss.gold-answers is kept"),
     ],
 )  # fmt: skip

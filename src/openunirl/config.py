@@ -55,15 +55,22 @@ class RolloutConfig:
     drawn_by: Literal["policy", "base"] = "policy"
     """Who draws: the policy that is trained, or (SFT only) the frozen base, whose images cannot drift. Answers and
     verdicts are the policy's in any case."""
-    base_sampling: ImageSampling | None = None
-    """How the base draws, where it does; None = as `sampling`, which is the policy's own. A more careful setting (more
-    guidance, less temperature) is imitated along with the verdicts."""
+    base_guidance_scale: float | None = None
+    """Guidance of the base where it draws; None = the policy's own. More of it is imitated along with the verdicts."""
+    base_temperature: float | None = None
+    """Temperature of the base where it draws; None = the policy's own. Less of it is imitated, too."""
     answer_temperature: float = 1.0
     """Temperature of sampled answers."""
     max_new_tokens: int = 8
     """Longest answer in tokens."""
     batch_size: int = 64
     """Images drawn at once; changes memory and speed, not the result."""
+
+    @property
+    def drawing(self) -> ImageSampling:
+        """How training images are drawn, by whomever; the policy is scored with `sampling`."""
+        own = {"guidance_scale": self.base_guidance_scale, "temperature": self.base_temperature}
+        return dataclasses.replace(self.sampling, **{name: value for name, value in own.items() if value is not None})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,6 @@ single fields. To add one, add an entry; `openunirl train NAME --help` shows it.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from openunirl.config import (
@@ -39,7 +38,7 @@ PRESETS: dict[str, RunConfig] = {
             num_questions=4,
             sampling=_TINY_SHOWO_BEST,
             drawn_by="base",
-            base_sampling=replace(_TINY_SHOWO_BEST, temperature=0.7),
+            base_temperature=0.7,
             answer_temperature=0.0,
         ),
         loss=LossConfig(

@@ -10,6 +10,7 @@ Shapes: P prompts, G images per prompt, B = P*G images, J questions per image, K
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -66,12 +67,9 @@ def roll_out(
     sample_B = torch.arange(group).repeat(len(prompts))
     keys_B = key(seed, step, who_B, sample_B)
     texts, keys = [p.prompt for p in prompts for _ in range(group)], key(keys_B, _IMAGES)
-    if config.drawn_by == "policy":
-        images = _draw(model, texts, keys, config.sampling, config.batch_size)
-    else:
-        with model.reference():
-            images = _draw(model, texts, keys, config.base_sampling or config.sampling, config.batch_size)
-        images = replace(images, sampling=config.sampling)  # what the policy is scored with
+    with model.reference() if config.drawn_by == "base" else nullcontext():
+        images = _draw(model, texts, keys, config.drawing, config.batch_size)
+    images = replace(images, sampling=config.sampling)  # what the policy is scored with
 
     questions, gold = [], []
     for b in range(len(keys_B)):

@@ -62,6 +62,13 @@ def check(config: RunConfig) -> None:
             f"--rollout.sampling has top-k {drawn.top_k} and top-p {drawn.top_p}: a training rollout draws from the "
             "whole policy (0 and 1), or the KL to the base is infinite"
         )
+    for name in ("base_guidance_scale", "base_temperature"):
+        value = getattr(config.rollout, name)
+        if value is not None and (config.rollout.drawn_by != "base" or value <= 0):
+            raise ValueError(
+                f"{_flag('rollout', name)} is {value}: it is how the base draws, above 0; add --rollout.drawn-by base, "
+                "or leave it out"
+            )
     _METHODS[config.loss.method](config)
     _check_halves(config.loss)
     _check_relaxation(config)
@@ -167,28 +174,10 @@ def _check_sft(config: RunConfig) -> None:
             f"--reward.kind is {config.reward.kind}: SFT keeps images whose answers were judged right, which wants the "
             "verdicts of --reward.kind answer (or --loss.end-to-end with all gold answers, or --loss.image-coef 0)"
         )
-    _check_base_draws(config)
     if not loss.end_to_end and loss.image_coef and any(weight < 0 for weight in config.reward.weights):
         raise ValueError(
             f"--reward.weights {' '.join(map(str, config.reward.weights))}: SFT keeps images of which every source "
             "says 1, which a negative weight cannot ask for; give weights of at least 0"
-        )
-
-
-def _check_base_draws(config: RunConfig) -> None:
-    rollout, base = config.rollout, config.rollout.base_sampling
-    if base is None:
-        return
-    if rollout.drawn_by != "base":
-        raise ValueError(
-            "--rollout.base-sampling says how the base draws: add --rollout.drawn-by base, or leave it out"
-        )
-    own = rollout.sampling
-    if config.loss.estimator == "trajectory" and base.num_timesteps != own.num_timesteps:
-        raise ValueError(
-            f"--rollout.base-sampling.num-timesteps is {base.num_timesteps} and --rollout.sampling.num-timesteps "
-            f"{own.num_timesteps}: the trajectory estimator scores the steps that were drawn; make them equal, or use "
-            "--loss.estimator remask"
         )
 
 
@@ -215,8 +204,8 @@ def _check_shuffle(config: RunConfig) -> None:
     if loss.method == "sft" and loss.answer_coef and loss.gold_answers == "all":
         raise ValueError(
             f"--reward.shuffle with --loss.method sft and --loss.answer-coef {loss.answer_coef}: the gold answers are "
-            "trained whatever the rewards are, so it would be no control; use --loss.gold-answers kept, --loss.answer-coef 0 "
-            "without --loss.end-to-end, or --loss.method grpo"
+            "trained whatever the rewards are, so it would be no control; use --loss.gold-answers kept, "
+            "--loss.answer-coef 0 without --loss.end-to-end, or --loss.method grpo"
         )
     if loss.reward_coef and rollout.num_prompts < 2:
         raise ValueError(
