@@ -58,11 +58,11 @@ PRESETS: dict[str, RunConfig] = {
         model=_TINY_SHOWO,
         output_dir="runs/tiny-showo-grpo",
         # Every step of the trajectory is scored, and rollouts are drawn as the evaluation draws. Against collusion the
-        # answer half gets a small weight. The large epsilon keeps AdamW from blowing noise up (docs/experiments.md).
+        # answer half gets a small weight. It is stable, and gains little in this time (docs/experiments.md).
         rollout=RolloutConfig(num_prompts=8, num_generations=8, num_questions=4, sampling=_TINY_SHOWO_BEST),
         reward=RewardConfig(kind="probability"),
         loss=LossConfig(beta=0.01, answer_coef=0.02, num_scored_steps=0, scale_rewards="batch"),
-        optim=OptimConfig(lr=3e-3, adam_epsilon=1e-2, decay=1.0),
+        optim=OptimConfig(lr=1e-4, decay=1.0),
         train=TrainConfig(max_steps=60, save_steps=30, eval_steps=30, mixed_precision="auto"),
         eval=EvalConfig(sampling=_TINY_SHOWO_BEST),
     ),
