@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE ?= 1
 .PHONY: demo test check bench clean
 
 demo: $(VENV)/installed
-	$(BIN)/openunirl train tiny-showo-grpo --output-dir runs/demo-$$(date +%Y%m%d-%H%M%S)
+	$(BIN)/openunirl train tiny-showo-sft --output-dir runs/demo-$$(date +%Y%m%d-%H%M%S)
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest

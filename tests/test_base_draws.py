@@ -9,13 +9,14 @@ from openunirl.advantages import imitated
 from openunirl.config import LossConfig, RewardConfig, RolloutConfig
 from openunirl.experience import gather_experience
 from openunirl.losses import Stats, Totals
+from openunirl.models.masked import Estimator, scoring_passes
 from openunirl.models.tiny import build
 from openunirl.objectives import Terms, loss_parts
 from openunirl.presets import PRESETS
 from openunirl.rewards import Rewards
 from openunirl.rollout import roll_out
 from openunirl.tasks import shapes
-from openunirl.types import ImageSampling
+from openunirl.types import ImageRollout, ImageSampling
 from openunirl.validate import check
 
 FAMILIES = ["tiny-showo", "tiny-janus"]
@@ -80,6 +81,20 @@ def test_answers_on_images_that_were_not_kept_leave_no_trace(moved):
     for part in loss_parts(moved, experience, parts=1, terms=terms):
         part.backward()
     assert all(p.grad is None or (p.grad == 0).all() for p in moved.net.parameters())
+
+
+def test_the_training_losss_weights_add_up_to_a_log_prob_on_average():
+    """Every masked token weighs pi / 2: over many masks an image's weights add up to N, within 4 standard errors."""
+    blank = torch.zeros(4000, 64, dtype=torch.int64)
+    rollout = ImageRollout(
+        prompts=("",) * 4000, tokens_BN=blank, reveal_step_BN=blank, logprobs_BN=blank.float(), sampling=SAMPLING
+    )
+    (even,) = scoring_passes(rollout, Estimator(name="training_loss"), torch.arange(4000))
+    (same,) = scoring_passes(rollout, Estimator(name="remask"), torch.arange(4000))
+    assert torch.equal(even.scored_BN, same.scored_BN) and not (even.scored_BN & even.shown_BN).any()
+    total_B = (even.weight_BN * even.scored_BN).sum(1)
+    assert abs(float(total_B.mean()) - 64) < 4 * float(total_B.std()) / 4000**0.5 + 0.5  # half a token of rounding
+    assert even.weight_BN.unique().numel() == 1
 
 
 @pytest.mark.parametrize(

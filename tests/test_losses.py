@@ -103,7 +103,7 @@ def test_grpo_and_token_means_differ_where_lengths_do():
 # ----------------------------------------------------------------------------------------------- invariants
 
 
-@pytest.mark.parametrize("estimator", ["trajectory", "remask", "full_mask"])
+@pytest.mark.parametrize("estimator", ["trajectory", "remask", "training_loss", "full_mask"])
 def test_first_step_has_ratio_one_and_kl_zero(model, rollout, estimator):
     config = LossConfig(estimator=estimator, num_scored_steps=2, beta=0.1)
     advantages_B, advantages_Q = torch.linspace(-1, 1, 6), torch.linspace(1, -1, 12)

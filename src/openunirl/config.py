@@ -150,12 +150,13 @@ class LossConfig:
     "dr_grpo" over samples times the longest possible length. GRPO only."""
     importance_sampling_level: Literal["token", "sequence"] = "token"
     """A ratio for each token, or one per sequence: the exponential of its tokens' mean log-ratio (GSPO). GRPO only."""
-    estimator: Literal["trajectory", "remask", "full_mask"] = "trajectory"
-    """Log-prob estimator of a masked model; autoregressive models score exactly and ignore it."""
+    estimator: Literal["trajectory", "remask", "training_loss", "full_mask"] = "trajectory"
+    """Log-prob estimator of a masked model (autoregressive ones score exactly and ignore it): steps of the sampler's
+    own trajectory, random masks weighted to be a log-prob, random masks as in training, or everything masked."""
     num_scored_steps: int = 2
     """Steps of the trajectory that are scored, drawn at random; 0 = all."""
     num_draws: int = 1
-    """Random masks per rollout for the "remask" estimator."""
+    """Random masks per rollout for the estimators "remask" and "training_loss"."""
     logprob_guidance: bool = True
     """Score with guided logits (two forwards, exact), or with the conditional branch only."""
 

@@ -43,6 +43,7 @@ from openunirl.losses import (
     sample_mean,
     sequence_share,
 )
+from openunirl.models.masked import RANDOM_MASKS
 from openunirl.models.protocol import UnifiedModel
 from openunirl.relaxation import Relaxation
 from openunirl.types import Images, ImageScores
@@ -261,7 +262,7 @@ def _weight(chunk: Experience, k: int, terms: Terms) -> torch.Tensor:
     """[B, N]: weight of each token of pass k in the sum over the image; several random masks are averaged."""
     one = chunk.passes[k]
     weight_BN = one.weight_BN * one.scored_BN
-    return weight_BN / len(chunk.passes) if terms.config.estimator == "remask" else weight_BN
+    return weight_BN / len(chunk.passes) if terms.config.estimator in RANDOM_MASKS else weight_BN
 
 
 def _lengths(weight_BN: torch.Tensor) -> torch.Tensor:

@@ -31,7 +31,8 @@ PRESETS: dict[str, RunConfig] = {
         output_dir="runs/tiny-showo-sft",
         # Rejection sampling: the base draws, the model answers every question on its own picture, and both halves learn
         # from the pictures whose answers were all right. The base draws, and not the policy: random masks score a
-        # sampled picture too kindly, and a policy that imitates itself by them collapses within 20 steps.
+        # sampled picture too kindly, and a policy that imitates itself by them collapses within 20 steps. It draws at a
+        # lower temperature than the policy is scored at, so that its care is imitated, too.
         rollout=RolloutConfig(
             num_prompts=64,
             num_generations=1,
@@ -46,7 +47,7 @@ PRESETS: dict[str, RunConfig] = {
             beta=0.0,
             answer_coef=0.03,
             gold_answers="kept",
-            estimator="remask",
+            estimator="training_loss",
             num_draws=4,
             num_iterations=2,
         ),

@@ -119,15 +119,21 @@ def sample(
 # ------------------------------------------------------------------------------------------------ estimators
 
 
+RANDOM_MASKS = ("remask", "training_loss")
+"""Estimators whose passes are random draws, to be averaged."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Estimator:
     """How the log-probability of a sampled image is estimated (METHOD 2).
 
-    Example: Estimator(name="trajectory", num_scored_steps=2). `num_scored_steps` 0 = all of them;
-    `num_draws`: random masks a rollout, for "remask". Autoregressive models score exactly and ignore all of it.
+    Example: Estimator(name="trajectory", num_scored_steps=2). `num_scored_steps` 0 = all of them; `num_draws`: random
+    masks a rollout, for "remask" (weighted N / #masked, METHOD 2) and "training_loss" (every masked token weighs the
+    same, as in the family's own training: states in which much is undecided count more). Autoregressive models score
+    exactly and ignore all of it.
     """
 
-    name: Literal["trajectory", "remask", "full_mask"] = "trajectory"
+    name: Literal["trajectory", "remask", "training_loss", "full_mask"] = "trajectory"
     num_scored_steps: int = 0
     num_draws: int = 1
 
@@ -139,10 +145,11 @@ def scoring_passes(rollout: ImageRollout, estimator: Estimator, seeds_B: torch.T
     if estimator.name == "full_mask":
         nothing = torch.zeros_like(reveal_BN, dtype=torch.bool)
         return [ScorePass(shown_BN=nothing, scored_BN=~nothing, weight_BN=ones_BN)]
-    if estimator.name == "remask":
-        return [_remask_pass(reveal_BN, seeds_B, draw) for draw in range(estimator.num_draws)]
+    if estimator.name in RANDOM_MASKS:
+        even = estimator.name == "training_loss"
+        return [_remask_pass(reveal_BN, seeds_B, draw, even) for draw in range(estimator.num_draws)]
     if estimator.name != "trajectory":
-        raise ValueError(f"unknown estimator {estimator.name!r}: use trajectory, remask or full_mask")
+        raise ValueError(f"unknown estimator {estimator.name!r}: use trajectory, remask, training_loss or full_mask")
     count = estimator.num_scored_steps or num_steps
     if not 0 < count <= num_steps:
         raise ValueError(f"num_scored_steps={count} must lie between 1 and num_timesteps={num_steps}, or be 0 for all")
@@ -168,7 +175,10 @@ def random_mask(seeds_B: torch.Tensor, num_tokens: int, schedule: str = "cosine"
     return rank_BN < count_B1
 
 
-def _remask_pass(reveal_BN: torch.Tensor, seeds_B: torch.Tensor, draw: int) -> ScorePass:
+def _remask_pass(reveal_BN: torch.Tensor, seeds_B: torch.Tensor, draw: int, even: bool) -> ScorePass:
     masked_BN = random_mask(key(seeds_B, Scoring.MASKS + draw), reveal_BN.shape[1]).to(reveal_BN.device)
-    weight_B1 = reveal_BN.shape[1] / masked_BN.sum(1, keepdim=True)
+    if even:  # the schedule masks 2 / pi of the tokens on average
+        weight_B1 = torch.full((len(reveal_BN), 1), math.pi / 2, device=reveal_BN.device)
+    else:
+        weight_B1 = reveal_BN.shape[1] / masked_BN.sum(1, keepdim=True)
     return ScorePass(shown_BN=~masked_BN, scored_BN=masked_BN, weight_BN=weight_B1.expand(reveal_BN.shape).float())
