@@ -16,6 +16,14 @@ DOUBLED = RolloutConfig(
 )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def model():
+    """A fresh tiny model beside its frozen base."""
+    model = build("tiny-showo", shapes.vocabulary(), seed=5)
+    model.freeze_reference()
+    return model
+
+
 @pytest.fixture(scope="module", params=["tiny-showo", "tiny-janus"])
 def doubled(request):
     """(model, rollout): a fresh tiny model in double precision, drawn in single, whose policy has left its base."""

@@ -20,7 +20,7 @@ from openunirl.config import EvalConfig, ModelConfig, PretrainConfig, to_dict
 from openunirl.flags import flags, wanted
 from openunirl.presets import PRESETS
 
-PRESET = "tiny-showo-grpo"
+PRESET, ESTIMATORS = "tiny-showo-grpo", "trajectory, remask, training_loss, full_mask"
 HEAVY = ("torch", "transformers", "accelerate")
 
 
@@ -198,10 +198,7 @@ def test_report(handlers, tmp_path, capsys):
         (["train", PRESET, "--seed", "1", "--loss.beta"], ["--loss.beta wants a number, and nothing follows"]),
         (["train", PRESET, "--seed", "--resume"], ["--seed wants a whole number, and nothing follows"]),
         (["train", PRESET, "--loss.epsilon-high", "up"], ["--loss.epsilon-high wants a number or None, not 'up'"]),
-        (
-            ["train", PRESET, "--loss.estimator", "x"],
-            ["--loss.estimator", "trajectory, remask, training_loss, full_mask", "'x'"],
-        ),
+        (["train", PRESET, "--loss.estimator", "x"], ["--loss.estimator", ESTIMATORS, "'x'"]),
         (["train", PRESET, "--train.report-to", "wandb", "x"], ["--train.report-to", "tensorboard", "'wandb x'"]),
         (["train", PRESET, "--reward.source", "self"], ["unknown flag --reward.source;", "--reward.sources?"]),
         (["train", PRESET, "--reward.weights", "1", "x"], ["--reward.weights", "each a number", "'1 x'"]),

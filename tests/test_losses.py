@@ -10,7 +10,6 @@ from openunirl.advantages import answer_advantages, image_advantages
 from openunirl.config import LossConfig, RolloutConfig
 from openunirl.experience import gather_experience
 from openunirl.losses import Stats, Totals, clipped_loss, kl_k3, normalise
-from openunirl.models.tiny import build
 from openunirl.objectives import Terms, loss_parts
 from openunirl.rollout import roll_out
 from openunirl.tasks import shapes
@@ -19,13 +18,6 @@ from openunirl.types import ImageSampling
 ROLLOUT = RolloutConfig(
     num_prompts=2, num_generations=3, num_questions=2, sampling=ImageSampling(num_timesteps=3), max_new_tokens=3
 )
-
-
-@pytest.fixture(scope="module")
-def model():
-    model = build("tiny-showo", shapes.vocabulary(), seed=5)
-    model.freeze_reference()
-    return model
 
 
 @pytest.fixture(scope="module")

@@ -26,8 +26,7 @@ from openunirl.report import choose, curve, in_words, write_report
 from openunirl.report_numbers import paired_changes, summary_table
 
 TAGS = ("single_object", "counting", "position")
-PROMPTS_PER_TAG = 12
-Rows = list[dict[str, Any]]
+PROMPTS_PER_TAG, Rows = 12, list[dict[str, Any]]
 VOID = {"meta", "img", "br", "path", "circle"}
 EVIL = "<script>alert('x')</script> & \"quoted\""
 

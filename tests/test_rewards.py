@@ -123,13 +123,6 @@ def module(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def model():
-    model = build("tiny-showo", shapes.vocabulary(), seed=5)
-    model.freeze_reference()
-    return model
-
-
-@pytest.fixture(scope="module")
 def rollout(model):
     return roll_out(model, shapes.prompts("train", 2, 0), ROLLOUT, seed=1, step=1)
 

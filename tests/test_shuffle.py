@@ -7,7 +7,6 @@ import torch
 
 from openunirl.config import LossConfig, RewardConfig, RolloutConfig
 from openunirl.draws import Scoring, key
-from openunirl.models.tiny import build
 from openunirl.presets import PRESETS
 from openunirl.rewards import Rewards, score, shuffled
 from openunirl.rollout import roll_out
@@ -24,13 +23,6 @@ ROLLOUT = RolloutConfig(
     sampling=ImageSampling(num_timesteps=3),
     max_new_tokens=3,
 )  # 6 images, 12 questions, 24 answers
-
-
-@pytest.fixture(scope="module")
-def model():
-    model = build("tiny-showo", shapes.vocabulary(), seed=5)
-    model.freeze_reference()
-    return model
 
 
 @pytest.fixture(scope="module")
