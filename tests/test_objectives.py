@@ -278,6 +278,27 @@ def test_images_that_were_judged_wrong_leave_no_trace(setting):
     assert loss == 0 and (gradient == 0).all()
 
 
+@pytest.mark.parametrize("end_to_end", [False, True])
+def test_images_without_a_weight_are_not_scored_and_are_not_missed(setting, end_to_end, monkeypatch):
+    model, rollout = setting
+    config = LossConfig(method="sft", end_to_end=end_to_end, beta=0.0, num_scored_steps=0)
+    advantages = torch.tensor([0.0, 2.0, 0.0, 2.0]), torch.tensor([0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 0.0])
+    sizes = []
+    score_images = model.score_images
+
+    def counting(images, *args, **kwargs):
+        sizes.append(len(images.tokens_BN))
+        return score_images(images, *args, **kwargs)
+
+    monkeypatch.setattr(model, "score_images", counting)
+    loss, gradient, _ = run(model, rollout, config, advantages)
+    assert set(sizes) == {2}
+    monkeypatch.setattr("openunirl.objectives.counted", lambda chunk, config: chunk)
+    whole, expected, _ = run(model, rollout, config, advantages)
+    assert set(sizes) == {2, 4} and loss == pytest.approx(whole, abs=1e-5)
+    assert (gradient - expected).norm() < 1e-4 * expected.norm()
+
+
 def test_what_is_imitated_by_hand():
     rewards = Rewards(image_BJ=torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0], [1.0, 0.5]]), answer_Q=torch.zeros(8))
     one = {"share": lambda total: total, "std": lambda values: float(values.std())}

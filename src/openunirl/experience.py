@@ -136,57 +136,74 @@ def split(experience: Experience, parts: int) -> Iterator[Experience]:
     total = len(experience.advantages_B)
     if not 0 < parts <= total:
         raise ValueError(f"gradient_accumulation_steps={parts} must lie between 1 and the {total} images of a step")
-    per_image = len(experience.advantages_Q) // total
     for rows in torch.arange(total).chunk(parts):
-        b = slice(int(rows[0]), int(rows[-1]) + 1)
-        q = slice(b.start * per_image, b.stop * per_image)
-        yield replace(
-            experience,
-            rollout=_slice_rollout(experience.rollout, b, q),
-            advantages_B=experience.advantages_B[b],
-            advantages_Q=experience.advantages_Q[q],
-            passes=tuple(
-                ScorePass(shown_BN=o.shown_BN[b], scored_BN=o.scored_BN[b], weight_BN=o.weight_BN[b])
-                for o in experience.passes
-            ),
-            targets=_slice_targets(experience.targets, b, q),
-            relaxations=tuple(replace(o, seeds_B=o.seeds_B[b]) for o in experience.relaxations),
-            reference_images=tuple(x[b] for x in experience.reference_images),
-            reference_answers=None if experience.reference_answers is None else experience.reference_answers[q],
-            old_images=None if experience.old_images is None else tuple(x[b] for x in experience.old_images),
-            old_answers=None if experience.old_answers is None else experience.old_answers[q],
-        )
+        yield take(experience, rows.tolist())
 
 
-def _slice_targets(targets: Targets | None, b: slice, q: slice) -> Targets | None:
-    return targets and Targets(questions=_from_image(targets.questions[q], b.start), gold=targets.gold[q])
+def counted(experience: Experience, config: LossConfig) -> Experience:
+    """Without the images of which neither the picture nor an answer has an advantage other than 0: they add nothing to
+    a likelihood, and scoring them costs as much. One image stays where none counts, because sharded weights are
+    gathered in every process's forwards."""
+    picture_B = (experience.advantages_B != 0) & bool(config.image_coef)
+    answers_BQ = (experience.advantages_Q.view(len(picture_B), -1) != 0) & bool(config.answer_coef)
+    counts_B = picture_B | answers_BQ.any(1)
+    return experience if bool(counts_B.all()) else take(experience, counts_B.nonzero()[:, 0].tolist() or [0])
 
 
-def _from_image(questions: Sequence[ImageQuestion], first: int) -> tuple[ImageQuestion, ...]:
-    """The same questions where image `first` is number 0."""
-    return tuple(replace(asked, image=asked.image - first) for asked in questions)
+def take(experience: Experience, rows: Sequence[int]) -> Experience:
+    """The images `rows` with their answers; each becomes a group of its own."""
+    per_image = len(experience.advantages_Q) // len(experience.advantages_B)
+    answers = [row * per_image + i for row in rows for i in range(per_image)]
+    b, q = list(rows), answers
+    return replace(
+        experience,
+        rollout=_take_rollout(experience.rollout, rows, answers),
+        advantages_B=experience.advantages_B[b],
+        advantages_Q=experience.advantages_Q[q],
+        passes=tuple(
+            ScorePass(shown_BN=o.shown_BN[b], scored_BN=o.scored_BN[b], weight_BN=o.weight_BN[b])
+            for o in experience.passes
+        ),
+        targets=experience.targets
+        and Targets(
+            questions=_asked(experience.targets.questions, rows, answers),
+            gold=tuple(experience.targets.gold[i] for i in answers),
+        ),
+        relaxations=tuple(replace(o, seeds_B=o.seeds_B[b]) for o in experience.relaxations),
+        reference_images=tuple(x[b] for x in experience.reference_images),
+        reference_answers=None if experience.reference_answers is None else experience.reference_answers[q],
+        old_images=None if experience.old_images is None else tuple(x[b] for x in experience.old_images),
+        old_answers=None if experience.old_answers is None else experience.old_answers[q],
+    )
 
 
-def _slice_rollout(rollout: Rollout, b: slice, q: slice) -> Rollout:
-    images, answers = rollout.images, rollout.answers
-    prompts = slice(b.start // rollout.num_generations, (b.stop - 1) // rollout.num_generations + 1)
+def _asked(questions: Sequence[ImageQuestion], rows: Sequence[int], answers: Sequence[int]) -> tuple[ImageQuestion, ...]:
+    """The questions `answers`, with images numbered by their place in `rows`."""
+    place = {row: i for i, row in enumerate(rows)}
+    return tuple(replace(questions[i], image=place[questions[i].image]) for i in answers)
+
+
+def _take_rollout(rollout: Rollout, rows: Sequence[int], answers: Sequence[int]) -> Rollout:
+    images, asked = rollout.images, rollout.answers
+    b, q = list(rows), list(answers)
     return replace(
         rollout,
-        prompts=rollout.prompts[prompts],
-        gold=rollout.gold[q],
+        prompts=tuple(rollout.prompts[row // rollout.num_generations] for row in rows),
+        num_generations=1,
+        gold=tuple(rollout.gold[i] for i in answers),
         scoring_seeds_B=rollout.scoring_seeds_B[b],
         images=ImageRollout(
-            prompts=images.prompts[b],
+            prompts=tuple(images.prompts[row] for row in rows),
             tokens_BN=images.tokens_BN[b],
             reveal_step_BN=images.reveal_step_BN[b],
             logprobs_BN=images.logprobs_BN[b],
             sampling=images.sampling,
         ),
         answers=AnswerRollout(
-            questions=_from_image(answers.questions[q], b.start),
-            texts=answers.texts[q],
-            tokens_QT=answers.tokens_QT[q],
-            mask_QT=answers.mask_QT[q],
-            logprobs_QT=answers.logprobs_QT[q],
+            questions=_asked(asked.questions, rows, answers),
+            texts=tuple(asked.texts[i] for i in answers),
+            tokens_QT=asked.tokens_QT[q],
+            mask_QT=asked.mask_QT[q],
+            logprobs_QT=asked.logprobs_QT[q],
         ),
     )

@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 import torch
 
 from openunirl.config import LossConfig
-from openunirl.experience import Experience, onehots, split
+from openunirl.experience import Experience, counted, onehots, split
 from openunirl.losses import (
     Stats,
     Totals,
@@ -100,6 +100,8 @@ def grpo_end_to_end(model: UnifiedModel, chunk: Experience, terms: Terms) -> Ite
 
 
 def sft(model: UnifiedModel, chunk: Experience, terms: Terms) -> Iterator[torch.Tensor]:
+    _count_kept(chunk, terms)
+    chunk = counted(chunk, terms.config)
     for k in range(len(chunk.passes)):
         yield terms.config.image_coef * _kept_images(chunk, k, _score(model, chunk, k, terms), terms)
     if terms.config.answer_coef:
@@ -107,6 +109,7 @@ def sft(model: UnifiedModel, chunk: Experience, terms: Terms) -> Iterator[torch.
 
 
 def sft_end_to_end(model: UnifiedModel, chunk: Experience, terms: Terms) -> Iterator[torch.Tensor]:
+    chunk = counted(chunk, terms.config)
     y_BNV = onehots(model, chunk.rollout).requires_grad_()
     yield terms.config.answer_coef * _gold_answers(model, chunk, Images(onehots_BNV=y_BNV), terms)
     _demand_gradient(y_BNV)
@@ -204,11 +207,14 @@ def _kept_images(chunk: Experience, k: int, scores: ImageScores, terms: Terms) -
     """-log pi(u | p) of the tokens that pass k scores, on images that were judged right (advantage 0: it was not)."""
     weight_BN = _weight(chunk, k, terms)
     kept_BN = weight_BN * chunk.advantages_B.to(weight_BN)[:, None]
-    right_B = (chunk.advantages_B > 0).to(weight_BN)
-    terms.stats.add("sft/kept_share", right_B, torch.ones_like(right_B))
-    terms.stats.add("image/nll", -scores.logprobs_BN, weight_BN)
-    terms.stats.add("image/entropy", scores.entropy_BN, weight_BN)
+    terms.stats.add("image/nll", -scores.logprobs_BN, kept_BN)
+    terms.stats.add("image/entropy", scores.entropy_BN, kept_BN)
     return sample_mean(-scores.logprobs_BN, kept_BN, _lengths(weight_BN), terms.image_totals)
+
+
+def _count_kept(chunk: Experience, terms: Terms) -> None:
+    right_B = (chunk.advantages_B > 0).float()
+    terms.stats.add("sft/kept_share", right_B, torch.ones_like(right_B))
 
 
 def _gold_answers(model: UnifiedModel, chunk: Experience, images: Images, terms: Terms) -> torch.Tensor:
