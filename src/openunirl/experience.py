@@ -177,7 +177,9 @@ def take(experience: Experience, rows: Sequence[int]) -> Experience:
     )
 
 
-def _asked(questions: Sequence[ImageQuestion], rows: Sequence[int], answers: Sequence[int]) -> tuple[ImageQuestion, ...]:
+def _asked(
+    questions: Sequence[ImageQuestion], rows: Sequence[int], answers: Sequence[int]
+) -> tuple[ImageQuestion, ...]:
     """The questions `answers`, with images numbered by their place in `rows`."""
     place = {row: i for i, row in enumerate(rows)}
     return tuple(replace(questions[i], image=place[questions[i].image]) for i in answers)
