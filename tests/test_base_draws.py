@@ -71,6 +71,20 @@ def test_kept_answers_by_hand():
     assert answers_Q.tolist() == [2.0, 2.0, 0.0, 0.0, 0.0, 0.0, 2.0, 2.0]
 
 
+def test_relative_imitation_by_hand():
+    """Groups of two: one right of two weighs 1/2, two right of two nothing; weights add up to the number of images."""
+    rewards = Rewards(image_BJ=torch.tensor([[1.0, 1.0], [1.0, 0.0], [1.0, 1.0], [1.0, 1.0]]), answer_Q=torch.zeros(8))
+    one = {"share": lambda total: total, "std": lambda values: float(values.std())}
+    config = LossConfig(method="sft", gold_answers="kept", imitation="relative")
+    images_B, answers_Q = imitated(rewards, ROLLOUT, config, **one)
+    assert images_B.tolist() == [4.0, 0.0, 0.0, 0.0] and answers_Q.tolist() == [4.0, 4.0] + [0.0] * 6
+    thirds = Rewards(image_BJ=torch.tensor([[1.0], [1.0], [0.0], [0.0], [0.0], [1.0]]), answer_Q=torch.zeros(6))
+    images_B, _ = imitated(thirds, replace(ROLLOUT, num_generations=3), config, **one)
+    assert images_B.tolist() == pytest.approx([1.5, 1.5, 0.0, 0.0, 0.0, 3.0])  # 1/3, 1/3, 2/3 scaled to add up to 6
+    nothing = Rewards(image_BJ=torch.ones(4, 2), answer_Q=torch.zeros(8))
+    assert imitated(nothing, ROLLOUT, config, **one)[0].tolist() == [0.0] * 4
+
+
 def test_answers_on_images_that_were_not_kept_leave_no_trace(moved):
     rollout = drawn(moved, BASE)
     config = LossConfig(method="sft", beta=0.0, gold_answers="kept", estimator="remask")
@@ -105,6 +119,14 @@ def test_the_training_losss_weights_add_up_to_a_log_prob_on_average():
         ({"reward": RewardConfig(kind="probability")}, "--reward.kind is probability"),
         ({"loss": LossConfig(), "rollout": SAMPLED}, "--rollout.drawn-by is base"),
         ({"loss": LossConfig(gold_answers="kept"), "rollout": ROLLOUT}, "--loss.gold-answers is kept"),
+        ({"loss": LossConfig(imitation="relative"), "rollout": ROLLOUT}, "--loss.imitation is relative: GRPO"),
+        (
+            {
+                "loss": replace(PRESET.loss, imitation="relative"),
+                "rollout": replace(PRESET.rollout, num_generations=1),
+            },
+            "--rollout.num-generations 1",
+        ),
     ],
 )  # fmt: skip
 def test_settings_that_do_not_go_together_are_named(changed, named):

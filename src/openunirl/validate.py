@@ -141,6 +141,8 @@ def _check_grpo(config: RunConfig) -> None:
         )
     if loss.gold_answers != LossConfig().gold_answers:
         raise ValueError(f"--loss.gold-answers is {loss.gold_answers}: GRPO learns sampled answers; leave it out")
+    if loss.imitation != LossConfig().imitation:
+        raise ValueError(f"--loss.imitation is {loss.imitation}: GRPO imitates nothing; leave it out")
     if rollout.num_generations == 1 and (loss.image_coef or rollout.num_answers == 1):
         raise ValueError(
             "--rollout.num-generations is 1: GRPO compares the images of a prompt, so every advantage would be 0; use "
@@ -167,6 +169,11 @@ def _check_sft(config: RunConfig) -> None:
         raise ValueError(
             "--loss.answer-coef is 0: end-to-end SFT has the answers' loss only; use --loss.no-end-to-end to train the "
             "images alone"
+        )
+    if loss.imitation == "relative" and rollout.num_generations == 1:
+        raise ValueError(
+            "--loss.imitation is relative with --rollout.num-generations 1: an image right on its own is nothing above "
+            "its group, so every weight would be 0; draw at least 2 images a prompt, or use equal"
         )
     keeps = loss.gold_answers == "kept" or not loss.end_to_end
     if keeps and loss.image_coef and config.reward.kind != "answer":
