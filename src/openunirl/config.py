@@ -134,8 +134,8 @@ class LossConfig:
     """SFT: on which images the gold answers are learned: on all of them (the paper), or on those that were judged
     right, so that no answer is learned from a picture that does not show it."""
     imitation: Literal["equal", "relative"] = "equal"
-    """SFT: what an image that was judged right weighs: all the same (the paper), or as far as it lies above the share of
-    right ones in its group (GRPO's advantage without the images below): what always succeeds teaches nothing new."""
+    """SFT: what an image that was judged right weighs: all the same (the paper), or as much as the share of wrong ones
+    in its group (GRPO's advantage without the images below): what always succeeds teaches nothing new."""
     relaxation: RelaxationConfig = field(default_factory=RelaxationConfig)
     """How the image is relaxed; read by end-to-end training only."""
     beta: float = 0.02
