@@ -75,12 +75,12 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float | None]:
     return float(np.mean(values)), factor * float(np.std(values, ddof=1)) / math.sqrt(len(values))
 
 
-def told(values: Sequence[float], sign: str = "") -> str:
+def told(values: Sequence[float], sign: str = "", digits: int = 3) -> str:
     """Example: told([0.1, 0.2, 0.3]) -> "0.200 ±0.248"; a dash for no value."""
     if not values:
         return "—"
     mean, half = mean_interval(values)
-    return f"{mean:{sign}.3f}" + ("" if half is None else f" ±{half:.3f}")
+    return f"{mean:{sign}.{digits}f}" + ("" if half is None else f" ±{half:.{digits}f}")
 
 
 def differences(first: dict[int, Any], second: dict[int, Any], value: Value) -> list[float]:
@@ -106,7 +106,7 @@ def section(model: str, cells: Cells, cap: float) -> str:
         done = {seed: one for seed, one in of.items() if "stopped" not in one}
         gain = "" if name == "base" else told(differences(done, base, DRAWING["overall"]), "+")
         drawing.append([cell.says, *(told(known(done, value)) for value in DRAWING.values()), gain])
-        minutes = told([one["minutes"] for one in done.values()])
+        minutes = told([one["minutes"] for one in done.values()], digits=2)
         images = ", ".join(str(count) for count in sorted({one["images"] for one in of.values()})) or "—"
         balance.append(
             [

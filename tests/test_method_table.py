@@ -12,11 +12,11 @@ from openunirl.config import from_dict, to_dict
 from openunirl.presets import BUNDLED, PRESETS
 from openunirl.validate import check
 
-IMAGES = 1920
+IMAGES = 1536
 
 
 def made(name, model="tiny-showo", images=IMAGES):
-    return cell_config(name, model, images=images, seed=3, probes=5, probe_prompts=12)
+    return cell_config(name, model, images=images, seed=3, probes=4, probe_prompts=12)
 
 
 def test_there_are_the_eleven_cells_of_the_issue():
@@ -31,6 +31,7 @@ def test_every_cell_is_valid_and_draws_equally_many_images(name, model):
     config = made(name, model)
     check(config)
     assert config.train.max_steps * images_per_step(config) == IMAGES
+    assert config.train.max_steps % config.train.eval_steps == 0  # the last look is at the end
     assert (config.model.weights, config.seed, config.eval.num_prompts) == (model, 3, 0)
     assert from_dict(type(config), json.loads(json.dumps(to_dict(config)))) == config
 
