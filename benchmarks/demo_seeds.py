@@ -6,7 +6,8 @@
 For each arm and seed: train the preset, evaluate the last checkpoint on the same held-out prompts, images' seeds and
 reference pictures as the base. Finished cells are kept in OUT, so the script can be stopped and started again. Prints
 one table: generation, understanding, imbalance, self-reward and collusion gap, with the difference to the base (paired
-bootstrap over prompts). `--grid` also finds each model's own best sampler on validation prompts.
+bootstrap over prompts), and the minutes of the training steps, without the small evaluations. `--grid` also finds each
+model's own best sampler on validation prompts.
 """
 
 from __future__ import annotations
@@ -14,46 +15,25 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
+from heldout import EVALUATION_SEED, evaluate_folder, trained, training_minutes
 from openunirl import checkpoint
 from openunirl.config import EvalConfig, ModelConfig, to_dict
 from openunirl.evaluation.intervals import paired_difference
-from openunirl.evaluation.run import evaluate
 from openunirl.models.protocol import load_model
 from openunirl.presets import PRESETS
 from openunirl.provenance import commit
-from openunirl.tasks.worlds import WORLDS
-from openunirl.train import train
 from openunirl.types import ImageSampling
 from sampler_grid import grid
 
-EVALUATION_SEED = 1000
 COLUMNS = (
     "arm", "seed", "generation", "difference to base (95 %)", "understanding", "difference (95 %)", "imbalance",
     "self-reward", "gap", "minutes",
 )  # fmt: skip
-
-
-def evaluate_folder(weights: Path | str, config: EvalConfig, images: int, references: int, out: Path) -> dict:
-    """Rows and summary of one model, cached in `out`."""
-    if out.exists():
-        return json.loads(out.read_text())
-    model, world = load_model(ModelConfig(weights=str(weights), attn_implementation="eager")), WORLDS["shapes"]()
-    prompts = world.evaluation_prompts("heldout", images, EVALUATION_SEED)
-    asked = world.evaluation_prompts("heldout", references, EVALUATION_SEED)
-    result = evaluate(model, world, prompts, config, seed=EVALUATION_SEED, reference_prompts=asked)
-    cell = {
-        "summary": result.summary,
-        "correct": [row["correct"] for row in result.generated],
-        "understood": [row["answer_correct"] for row in result.references],
-    }
-    out.write_text(json.dumps(cell))
-    return cell
 
 
 def own_best(weights: Path | str, config: EvalConfig, images: int, references: int, out: Path) -> dict:
@@ -93,22 +73,16 @@ def main() -> None:
     for arm in args.arms:
         for seed in args.seeds:
             run = args.out / f"{arm}-{seed}"
-            started = time.monotonic()
-            if (
-                not checkpoint.saved(run)
-                or checkpoint.read_state(checkpoint.latest(run))["step"] < preset.train.max_steps
-            ):
-                config = replace(
-                    preset,
-                    seed=seed,
-                    output_dir=str(run),
-                    reward=replace(preset.reward, shuffle=arm == "shuffled"),
-                    eval=replace(preset.eval, num_prompts=0),
-                )
-                train(config, resume=(run / "config.json").exists(), command=" ".join(sys.argv))
-                (run / "minutes.json").write_text(json.dumps((time.monotonic() - started) / 60))
+            config = replace(
+                preset,
+                seed=seed,
+                output_dir=str(run),
+                reward=replace(preset.reward, shuffle=arm == "shuffled"),
+                eval=replace(preset.eval, num_prompts=0),
+            )
+            trained(config)
             cell = evaluate_folder(checkpoint.latest(run), preset.eval, *sizes, args.out / f"{arm}-{seed}.json")
-            lines.append(row(arm, seed, cell, base, json.loads((run / "minutes.json").read_text())))
+            lines.append(row(arm, seed, cell, base, training_minutes(run)))
     if args.grid:
         models = {"base": base_folder} | {
             f"recipe-{s}": checkpoint.latest(args.out / f"recipe-{s}") for s in args.seeds

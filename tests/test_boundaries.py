@@ -103,6 +103,19 @@ def test_the_method_page_names_what_there_is():
         assert re.search(rf"^(def|class) {name}\b", code, re.MULTILINE), (name, path)
 
 
+def test_what_the_method_page_mentions_exists():
+    """Names without a link are a field, a function or a value of one; named scripts and tests are there."""
+    root = SOURCE.parent.parent
+    page = (root / "docs" / "method.md").read_text()
+    code = "\n".join(path.read_text() for path in SOURCE.rglob("*.py"))
+    names = {*re.findall(r"`(\w+)`", page), *re.findall(r"`(\w+)=", page)}
+    assert len(names) > 40
+    for name in names:
+        assert re.search(rf"^\s*(def |class )?{name}\b\s*[:=(\[]|[\"']{name}[\"']", code, re.MULTILINE), name
+    for path in re.findall(r"`((?:tests|benchmarks)/[\w/]+\.py)`", page):
+        assert (root / path).is_file(), path
+
+
 def test_files_stay_small():
     for path in SOURCE.rglob("*.py"):
         limit = 150 if path.name == "train.py" else 400

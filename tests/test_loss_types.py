@@ -6,53 +6,18 @@ import pytest
 import torch
 
 from openunirl.config import LossConfig
-from openunirl.draws import key
 from openunirl.experience import Experience
 from openunirl.losses import Stats, Totals
 from openunirl.objectives import Terms, loss_parts
-from openunirl.rollout import Rollout
-from openunirl.types import AnswerRollout, AnswerScores, ImageRollout, ImageSampling, ImageScores, ScorePass
+from openunirl.types import ScorePass
+from told import Told, untold_rollout
 
 B, N = 6, 16
 
 
 @pytest.fixture
 def rollout():
-    nothing = torch.zeros(B, N)
-    return Rollout(
-        prompts=(),
-        num_generations=3,
-        num_questions=1,
-        num_answers=1,
-        images=ImageRollout(
-            prompts=("",) * B,
-            tokens_BN=nothing.long(),
-            reveal_step_BN=nothing.long(),
-            logprobs_BN=nothing,
-            sampling=ImageSampling(),
-        ),
-        answers=AnswerRollout(
-            questions=(), texts=(), tokens_QT=nothing.long(), mask_QT=nothing.bool(), logprobs_QT=nothing
-        ),
-        gold=(),
-        scoring_seeds_B=key(1, torch.arange(B)),
-    )
-
-
-class Told:
-    """A model that gives the log-probs it is told."""
-
-    def __init__(self, logp_BN=None, logp_QT=None, mask_QT=None):
-        self.logp_BN, self.logp_QT, self.mask_QT = logp_BN, logp_QT, mask_QT
-
-    def score_images(self, rollout, one, *, logprob_guidance, relax):
-        logp_BN = self.logp_BN.masked_fill(~one.scored_BN, 0)
-        return ImageScores(logprobs_BN=logp_BN, entropy_BN=torch.zeros_like(logp_BN))
-
-    def score_answers(self, images, questions, answers, *, temperature):
-        return AnswerScores(
-            logprobs_QT=self.logp_QT * self.mask_QT, entropy_QT=torch.zeros_like(self.logp_QT), mask_QT=self.mask_QT
-        )
+    return untold_rollout(B, N)
 
 
 BY_HAND = [

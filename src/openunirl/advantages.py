@@ -5,8 +5,8 @@ GRPO compares within the group of images of one prompt; SFT imitates what was ri
 
 Source: GRPO (DeepSeekMath, arXiv 2402.03300) with TRL's `scale_rewards`; credit assignment of METHOD 4: an image is
 compared by the mean over its answers with the other images of its prompt; an answer with the answers to the same
-question on all images of the prompt, or, with several answers per image, with those on its own image. Departure from
-TRL: a reward that does not apply (nan) takes no part, where TRL counts it as 0.
+question on all images of the prompt, or, with several answers per image, with those on its own image. A reward that
+does not apply (nan) takes no part, as in TRL; departure: a group of equal rewards gets exactly 0.
 
 Shapes: P prompts, G images per prompt, J questions per image, K answers per question.
 """

@@ -1,0 +1,150 @@
+"""The cells of the method's table, and the page that is written from them."""
+
+import json
+from dataclasses import fields
+
+import pytest
+
+from method_cells import CELLS, CONTRASTS, cell_config, images_per_step, preset_of
+from method_page import mean_interval, write_page
+from method_table import run_cell
+from openunirl.config import from_dict, to_dict
+from openunirl.presets import BUNDLED, PRESETS
+from openunirl.validate import check
+
+IMAGES = 1536
+
+
+def made(name, model="tiny-showo", images=IMAGES):
+    return cell_config(name, model, images=images, seed=3, probes=4, probe_prompts=12)
+
+
+def test_there_are_the_eleven_cells_of_the_issue():
+    assert list(CELLS) == ["base", "sft-e2e", "sft", "grpo-e2e", "grpo", "t2i-only", "mmu-only", "frozen", "detector",
+                           "k4", "shuffled"]  # fmt: skip
+    assert {name for _, *pair in CONTRASTS for name in pair} == CELLS.keys() - {"base"}
+
+
+@pytest.mark.parametrize("model", [*BUNDLED, "tiny-janus"])
+@pytest.mark.parametrize("name", CELLS)
+def test_every_cell_is_valid_and_draws_equally_many_images(name, model):
+    config = made(name, model)
+    check(config)
+    assert config.train.max_steps * images_per_step(config) == IMAGES
+    assert config.train.max_steps % config.train.eval_steps == 0  # the last look is at the end
+    assert (config.model.weights, config.seed, config.eval.num_prompts) == (model, 3, 0)
+    assert from_dict(type(config), json.loads(json.dumps(to_dict(config)))) == config
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_cell_differs_from_its_preset_in_nothing_but_what_it_names(name):
+    config, preset = made(name), PRESETS[preset_of("tiny-showo", CELLS[name].start or "grpo")]
+    for section in ("rollout", "reward", "loss", "optim"):
+        own, theirs = getattr(config, section), getattr(preset, section)
+        changed = {f.name for f in fields(own) if getattr(own, f.name) != getattr(theirs, f.name)}
+        assert changed == set(CELLS[name].change.get(section, ())), section
+
+
+def test_what_the_cells_train():
+    loss = {name: made(name).loss for name in CELLS}
+    assert [name for name in CELLS if loss[name].end_to_end] == ["sft-e2e", "grpo-e2e"]
+    assert [name for name in CELLS if loss[name].method == "sft"] == ["sft-e2e", "sft"]
+    assert [name for name in CELLS if loss[name].answer_coef == 0] == ["t2i-only"]
+    assert [name for name in CELLS if loss[name].image_coef == 0] == ["mmu-only"]
+    assert {name: made(name).reward.sources for name in ("frozen", "detector", "grpo")} == {
+        "frozen": ("frozen",),
+        "detector": ("detector",),
+        "grpo": ("self",),
+    }
+    assert [name for name in CELLS if made(name).reward.shuffle] == ["shuffled"]
+    assert made("k4").rollout.num_answers == 4
+
+
+def test_what_cannot_be_a_cell_is_refused():
+    with pytest.raises(ValueError, match=r"--images is 100: .* 64"):
+        made("grpo", images=100)
+    with pytest.raises(ValueError, match=r"unknown cell 'best'; known: base, "):
+        made("best")
+
+
+def test_a_folder_of_another_recipe_is_refused(tmp_path):
+    told = [to_dict(made("grpo")), [6, 6]]
+    (tmp_path / "recipe.json").write_text(json.dumps(told))
+    (tmp_path / "cell.json").write_text("{}")
+    run_cell("grpo", made("grpo"), tmp_path, sizes=(6, 6))  # it is finished
+    with pytest.raises(ValueError, match="another recipe or size: choose another folder"):
+        run_cell("grpo", made("grpo"), tmp_path, sizes=(12, 6))
+
+
+# -------------------------------------------------------------------------------------------------------- the page
+
+
+def summary(overall):
+    tasks = {tag: {"accuracy": overall} for tag in ("single_object", "two_object", "counting", "colors", "position")}
+    return {
+        "geneval": {"overall": overall, "tasks": tasks | {"color_attr": {"accuracy": None}}},
+        "understanding": {"overall": 0.9},
+        "imbalance": {"answer_wrong_given_image_right": 0.1, "image_wrong_given_answer_right": None, "score": None},
+        "collusion_gap": 0.05,
+    }
+
+
+def finished(out, name, seed, overall, **more):
+    cell = {
+        "cell": name,
+        "seed": seed,
+        "commit": "abc",
+        "command": "table",
+        "images": 128,
+        "minutes": 1.0,
+        "reward": [[64, 0.5], [128, 0.6]],
+        "probes": [[128, overall, 0.9]],
+        "summary": summary(overall),
+        "correct": [True],
+        "understood": [True],
+    }
+    folder = out / "tiny-showo" / f"{name}-{seed}"
+    folder.mkdir(parents=True)
+    (folder / "cell.json").write_text(json.dumps(cell | more))
+
+
+def test_the_page_tells_means_intervals_and_what_stopped(tmp_path):
+    for seed, (base, grpo) in enumerate([(0.5, 0.6), (0.4, 0.6), (0.3, 0.6)]):
+        finished(tmp_path, "base", seed, base, reward=[], probes=[[0, base, 0.9]], images=0, minutes=0.0)
+        finished(tmp_path, "grpo", seed, grpo, minutes=4.0)
+    finished(tmp_path, "sft", 0, 0.7)
+    stopped = {
+        "cell": "k4",
+        "seed": 2,
+        "commit": "abc",
+        "command": "table",
+        "images": 64,
+        "minutes": 0.5,
+        "reward": [],
+        "probes": [],
+    }
+    (tmp_path / "tiny-showo" / "k4-2").mkdir()
+    (tmp_path / "tiny-showo" / "k4-2" / "cell.json").write_text(json.dumps(stopped | {"stopped": "step 2: too much"}))
+    page = tmp_path / "docs" / "results.md"
+    page.parent.mkdir()
+    write_page(tmp_path, page, cap=3.0)
+    text = page.read_text()
+    assert (tmp_path / "docs" / "results.png").stat().st_size > 10_000
+    assert "| GRPO | 0.600 ±0.000 |" in text and "+0.200 ±0.248 |" in text  # .1, .2, .3 above the base
+    assert "| SFT | 0.700 |" in text  # one seed has no interval
+    assert "| GRPO, frozen judge | — |" in text
+    assert "| GRPO against SFT | -0.100 |" in text  # the seed that both have
+    assert "GRPO, 4 answers, seed 2, stopped itself**: step 2: too much" in text
+    assert "GRPO, seed 1: 4.0 minutes, above the 3." in text
+
+
+def test_an_empty_folder_has_no_page(tmp_path):
+    with pytest.raises(ValueError, match="no finished cell"):
+        write_page(tmp_path, tmp_path / "results.md", cap=3.0)
+
+
+def test_the_interval_by_hand():
+    mean, half = mean_interval([0.1, 0.2, 0.3])  # standard deviation .1, t of 2 degrees of freedom 4.303
+    assert (mean, half) == (pytest.approx(0.2), pytest.approx(4.303 * 0.1 / 3**0.5))
+    assert mean_interval([0.4]) == (0.4, None)
+    assert mean_interval([0.0, 1.0] * 100)[1] == pytest.approx(1.97 * 0.5 / 200**0.5, rel=0.01)
