@@ -1,7 +1,11 @@
 """`openunirl evaluate MODEL --world geneval`: what is written, continued after a stop, asked, matched and refused."""
 
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -38,11 +42,15 @@ def judges(tmp_path_factory):
     return place
 
 
-def run(judges, out, *flags, code=0, prompts=None):
+def arguments(judges, out, *flags, prompts=None):
     argv = ["evaluate", "tiny-showo", "--world", "geneval", "--output-dir", out, "--num-images", 2]
     argv += ["--sampling.num-timesteps", 2, "--detector-weights", judges / "mask2former", "--batch-size", 4]
     argv += ["--color-weights", judges / "clip", "--prompt-file", prompts or judges / "prompts.jsonl", *flags]
-    assert main([str(each) for each in argv]) == code
+    return [str(each) for each in argv]
+
+
+def run(judges, out, *flags, code=0, prompts=None):
+    assert main(arguments(judges, out, *flags, prompts=prompts)) == code
 
 
 @pytest.fixture
@@ -147,8 +155,7 @@ def times(out):
     return {path.relative_to(out).as_posix(): path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
 
 
-def test_a_finished_evaluation_repeats_nothing(call, base, whole, tmp_path, monkeypatch):
-    shutil.copytree(whole, tmp_path / "out")
+def test_a_finished_evaluation_repeats_nothing(call, base, whole, monkeypatch):
     was = numbers(whole)
 
     def never(*_, **__):
@@ -156,10 +163,35 @@ def test_a_finished_evaluation_repeats_nothing(call, base, whole, tmp_path, monk
 
     monkeypatch.setattr(Showo, "sample_images", never)
     monkeypatch.setattr(Showo, "sample_answers", never)
-    answers = tmp_path / "out" / "answers" / "process-0000.jsonl"
+    answers = whole / "answers" / "process-0000.jsonl"
     answers.write_bytes(answers.read_bytes() + b'{"image": "0000')  # what a kill may leave
-    call(tmp_path / "out", "--references", base / "evaluation")
-    assert numbers(tmp_path / "out") == was
+    call(whole, "--references", base / "evaluation")
+    assert numbers(whole) == was
+
+
+def test_several_processes_take_shares(judges, base, whole, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        shared = {"MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    shared |= {"GLOO_SOCKET_IFNAME": "lo", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    argv = arguments(judges, tmp_path / "out", "--references", base / "evaluation")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "openunirl.cli", *argv],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank},
+        )
+        for rank in ("0", "1")
+    ]
+    (main_out, main_err), (other_out, other_err) = (process.communicate(timeout=300) for process in processes)
+    assert [process.returncode for process in processes] == [0, 0], main_err + other_err
+    assert "written: " in main_out and other_out == ""
+    told = [read_jsonl(out / "evaluation" / "results.jsonl") for out in (tmp_path / "out", whole)]
+    for ours, theirs in zip(*told, strict=True):
+        assert all(ours[name] == theirs[name] for name in ("filename", "correct", "answer", "question", "index"))
+    assert len(list((tmp_path / "out" / "answers").glob("process-*.jsonl"))) == 2
 
 
 # ------------------------------------------------------------------------------------------------------- refusals
