@@ -4,7 +4,8 @@ In: argv. Out: an exit code - 0 done, 1 the run failed, 2 the command line was w
 anything but 0, one sentence on stderr that names the thing and the fix (OPENUNIRL_TRACEBACK=1: the traceback, too).
 flags.py reads argv. Nothing here imports torch, transformers or accelerate before the command line is read: handlers
 are imported inside the functions that call them.
-To add a command: its arguments, its function, one line in COMMANDS.
+To add a command: its arguments and its function (train and pretrain are here, the others in commands.py), and one line
+in COMMANDS.
 """
 
 from __future__ import annotations
@@ -16,20 +17,19 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
-from openunirl.config import EvalConfig, ModelConfig, PretrainConfig, RunConfig, from_dict
-from openunirl.evaluation.images_command import evaluate_images
-from openunirl.flags import FLAT, UsageError, parse, unknown
-from openunirl.presets import BUNDLED, PRESETS, TINY, bundled
-from openunirl.types import AnswerSampling, ImageSampling
+from openunirl.commands import answer, check_model, convert, evaluate, generate, report
+from openunirl.config import ModelConfig, PretrainConfig, RunConfig, from_dict
+from openunirl.flags import FLAT, HELP, UsageError, parse, unknown
+from openunirl.presets import BUNDLED, PRESETS, TINY
+from openunirl.presets_real import PUBLISHED
 
-HELP = ("-h", "--help")
 ABOUT_A_RUN = ("command", "commit", "versions")
 """What a run's config.json holds beside its RunConfig."""
 
@@ -129,175 +129,6 @@ def pretrain(argv: list[str]) -> None:
     print(handler(config))
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvaluateArguments:
-    """Evaluates a model (a folder, hub id or bundled name) on both of its tasks. For pictures: --images DIR --help."""
-
-    model: ModelConfig
-    world: Literal["shapes"] = "shapes"
-    """Where prompts, reference images and the detector come from."""
-    seed: int = 0
-    """Every draw is keyed by it."""
-    output_dir: str = "runs/evaluation"
-    """Where the tables and the judged images are written."""
-    eval: Annotated[EvalConfig, FLAT]
-
-
-def evaluate(argv: list[str]) -> None:
-    """Tables and judged images in --output-dir; with --images, the score of pictures that are there."""
-    if evaluate_images(argv):
-        return
-    default = EvaluateArguments(model=ModelConfig(weights=tyro.MISSING), eval=EvalConfig())
-    args = parse(EvaluateArguments, argv, default, "openunirl evaluate", COMMANDS["evaluate"].wants)
-    check_model(args.model.weights)
-    from openunirl.evaluation.run_command import evaluate_command
-
-    evaluate_command(args.model, args.eval, world=args.world, seed=args.seed, output_dir=Path(args.output_dir))
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerateArguments:
-    """Draws pictures for prompts, into a folder in GenEval's layout. The same call again draws only what is missing."""
-
-    model: ModelConfig
-    prompts: tuple[str, ...] = ()
-    """Prompts, each a text."""
-    prompt_file: str | None = None
-    """Prompts from a file instead: FILE.jsonl (objects with "prompt", such as GenEval's), or FILE.txt, one a line."""
-    output_dir: str | None = None
-    """Where the pictures are written: 00000/samples/0000.png, 00000/metadata.jsonl, and so on. It must be given."""
-    num_images: int = 4
-    """Pictures per prompt (GenEval: 4)."""
-    seed: int = 0
-    """Every draw is keyed by it, the prompt's number and the picture's number."""
-    batch_size: int = 16
-    """Pictures drawn at once; changes memory and speed, not the result."""
-    sampling: ImageSampling = field(default_factory=ImageSampling)
-
-
-def generate(argv: list[str]) -> None:
-    """Pictures in --output-dir; prints the folder."""
-    prog, default = "openunirl generate", GenerateArguments(model=ModelConfig(weights=tyro.MISSING))
-    args = parse(GenerateArguments, argv, default, prog, COMMANDS["generate"].wants)
-    check_model(args.model.weights)
-    if bool(args.prompts) == (args.prompt_file is not None):
-        told = "not both" if args.prompts else "and there is neither"
-        raise UsageError(f'{prog} wants --prompts "..." or --prompt-file FILE, {told}')
-    if not args.output_dir:
-        raise UsageError(f"{prog} wants --output-dir DIR, where the pictures are written")
-    from openunirl.generate import generate as handler
-
-    folder = handler(
-        args.model,
-        args.prompts if args.prompt_file is None else Path(args.prompt_file),
-        output_dir=Path(args.output_dir),
-        num_images=args.num_images,
-        seed=args.seed,
-        batch_size=args.batch_size,
-        sampling=args.sampling,
-        command=shlex.join(["openunirl", "generate", *argv]),
-    )
-    print(folder)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AnswerArguments:
-    """Answers questions about pictures: JSON lines {"image", "question", "answer"} in --output or on the terminal."""
-
-    model: ModelConfig
-    images: tuple[str, ...] = ()
-    """Pictures, and folders of pictures: flat ones, or in GenEval's layout as `generate` and `evaluate` write it."""
-    questions: tuple[str, ...] = ()
-    """Questions, each asked on every picture; without them, each GenEval-layout prompt's own is asked."""
-    question_file: str | None = None
-    """Pairs from FILE.jsonl instead: objects with "image" (its path relative to the file) and "question"."""
-    output: str | None = None
-    """File for the rows. The same call again adds only what is missing."""
-    temperature: float = AnswerSampling.temperature
-    """0 takes the most likely token each time; above 0, answers are drawn."""
-    max_new_tokens: int = AnswerSampling.max_new_tokens
-    """Longest answer in tokens."""
-    seed: int = 0
-    """Every draw is keyed by it and the row's number."""
-    batch_size: int = 16
-    """Questions at once."""
-
-
-def answer(argv: list[str]) -> None:
-    """Rows in --output or on stdout."""
-    prog, default = "openunirl answer", AnswerArguments(model=ModelConfig(weights=tyro.MISSING))
-    args = parse(AnswerArguments, argv, default, prog, COMMANDS["answer"].wants)
-    check_model(args.model.weights)
-    if bool(args.images) == (args.question_file is not None):
-        told = "not both" if args.images else "and there is neither"
-        raise UsageError(f"{prog} wants --images FILE... (or a folder) or --question-file FILE, {told}")
-    if args.questions and args.question_file is not None:
-        raise UsageError(f"{prog}: --question-file {args.question_file} holds the questions; drop --questions")
-    from openunirl.answer import answer as handler
-
-    handler(
-        args.model,
-        args.images if args.question_file is None else Path(args.question_file),
-        questions=args.questions,
-        output=Path(args.output) if args.output else None,
-        sampling=AnswerSampling(max_new_tokens=args.max_new_tokens, temperature=args.temperature),
-        seed=args.seed,
-        batch_size=args.batch_size,
-        command=shlex.join(["openunirl", "answer", *argv]),
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConvertArguments:
-    """Writes a checkpoint in another layout, as safetensors, weights bit for bit: from its authors' names to
-    transformers' (hf), or back (official)."""
-
-    source: str
-    """Folder, file, hub id or bundled model."""
-    destination: str
-    """Folder to write; it must not exist, or be empty."""
-    layout: Literal["official", "hf"] | None = None
-    """The layout wanted. It must be given."""
-    base_model: str | None = None
-    """Hub id that the model card names; None: the source's own."""
-    tokenizer: str | None = None
-    """Folder or hub id of the text tokenizer, for a source that comes without one."""
-
-
-def convert(argv: list[str]) -> None:
-    """A folder with the converted checkpoint; prints it."""
-    prog, default = "openunirl convert", ConvertArguments(source=tyro.MISSING, destination=tyro.MISSING)
-    args = parse(ConvertArguments, argv, default, prog, COMMANDS["convert"].wants)
-    if args.layout is None:
-        raise UsageError(f"{prog} wants --layout official or --layout hf")
-    check_model(args.source)
-    from openunirl.models.convert import convert as handler
-
-    folder = handler(
-        args.source, Path(args.destination), args.layout, base_model=args.base_model, tokenizer=args.tokenizer
-    )
-    print(folder)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportArguments:
-    """Writes report.html again, from what lies in a run directory."""
-
-    run: str
-    """Run directory."""
-
-
-def report(argv: list[str]) -> None:
-    """The run's report.html; prints its path."""
-    default = ReportArguments(run=tyro.MISSING)
-    args = parse(ReportArguments, argv, default, "openunirl report", COMMANDS["report"].wants)
-    if not Path(args.run).is_dir():
-        raise UsageError(f"there is no run directory {args.run}: give the --output-dir of a training run")
-    from openunirl.report import write_report
-
-    print(write_report(Path(args.run)))
-
-
 COMMANDS: dict[str, Command] = {
     "train": Command(
         wants="PRESET",
@@ -322,15 +153,8 @@ COMMANDS: dict[str, Command] = {
         again="the same command with --output answers what is missing there",
     ),
     "convert": Command(wants="SRC DST", summary="Write a checkpoint in another layout", run=convert),
-    "report": Command(wants="RUN", summary="Write the report of a run again", run=report),
+    "report": Command(wants="RUN", summary="Write a run's report again, or compare runs and evaluations", run=report),
 }
-
-
-def check_model(weights: str) -> None:
-    """Errors: UsageError for what is no bundled name, no local path, and cannot be a hub id."""
-    if bundled(weights) is None and "/" not in weights and not Path(weights).exists():
-        told = unknown("model", weights, BUNDLED)
-        raise UsageError(f"{told}; otherwise give a folder, a file, or a hub id (owner/name)")
 
 
 # ------------------------------------------------------------------------------------------------------ main
@@ -378,7 +202,10 @@ def overview() -> str:
     width = max(len(f"{name} {command.wants}") for name, command in COMMANDS.items())
     lines = [f"  {f'{name} {command.wants}':{width}}  {command.summary}" for name, command in COMMANDS.items()]
     about = "openunirl COMMAND --help lists its flags; openunirl --version prints the version."
-    names = (f"Presets: {', '.join(PRESETS)}", f"Bundled models: {', '.join(BUNDLED)}")
+    names = (
+        f"Presets: {', '.join(PRESETS)}",
+        f"Models: bundled {', '.join(BUNDLED)}; published {', '.join(PUBLISHED)}",
+    )
     return "\n".join(("usage: openunirl COMMAND [flags]", "", *lines, "", about, "", *names))
 
 

@@ -332,7 +332,8 @@ def from_dict(kind: type, values: Mapping[str, Any], where: str = "config") -> A
         elif isinstance(value, list):
             value = tuple(value)
         if not _fits(value, hint):
-            raise ValueError(f"{where}.{name} is {value!r}, wanted {_told(hint)}")
+            shown = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:77]}..."
+            raise ValueError(f"{where}.{name} is {shown}, wanted {_told(hint)}")
         built[name] = value
     required = [
         n

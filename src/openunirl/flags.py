@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 
 import tyro
 
+HELP = ("-h", "--help")
 FLAT = tyro.conf.arg(name="")
 """Marks a nested configuration whose flags carry no prefix of their own: --seed, not --run.seed."""
 

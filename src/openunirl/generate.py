@@ -58,21 +58,45 @@ def generate(
     check_numbers(at_least_one={"num-images": num_images, "batch-size": batch_size}, seed=seed)
     check_sampling(sampling)
     records = read_records(prompts) if isinstance(prompts, Path) else _plain_records(prompts)
-    settings: dict[str, Any] = {"model": asdict(model), "sampling": asdict(sampling), "seed": seed, "prompts": records}
-    known = output_dir / f"{_SETTINGS}.json"
-    if known.exists():
-        check_settings(known, settings, made=output_dir, flag="--output-dir")
-    elif is_occupied(output_dir):
-        raise ValueError(f"{output_dir} exists and holds no {known.name}: choose another --output-dir")
+    settings = drawing_settings(model, records, seed=seed, sampling=sampling)
+    check_folder(output_dir, settings)
     adapter = load_model(model).to(best_device())
-    settings["weights"] = fingerprint(adapter)
-    adapter.check_prompts([record["prompt"] for record in records])
-    if known.exists():
-        check_settings(known, settings, made=output_dir, flag="--output-dir")
-    else:
-        write_summary(output_dir, _SETTINGS, settings | about(command))
-    _draw_missing(adapter, records, output_dir, num_images, seed, batch_size, sampling)
+    open_folder(adapter, output_dir, settings, command=command)
+    draw_missing(
+        adapter, records, output_dir, num_images=num_images, seed=seed, batch_size=batch_size, sampling=sampling
+    )
     return output_dir
+
+
+def drawing_settings(
+    model: ModelConfig, records: Sequence[Mapping[str, Any]], *, seed: int, sampling: ImageSampling
+) -> dict[str, Any]:
+    """All that a folder's pictures depend on, but the weights."""
+    return {"model": asdict(model), "sampling": asdict(sampling), "seed": seed, "prompts": list(records)}
+
+
+def check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Errors: ValueError for a folder that was made with other settings or by something else."""
+    known = folder / f"{_SETTINGS}.json"
+    if known.exists():
+        check_settings(known, settings, made=folder, flag="--output-dir")
+    elif is_occupied(folder):
+        raise ValueError(f"{folder} exists and holds no {known.name}: choose another --output-dir")
+
+
+def open_folder(model: UnifiedModel, folder: Path, settings: dict[str, Any], *, command: str) -> None:
+    """Writes generate.json and the records; one process does it, before any draws. Errors: as check_folder, with the
+    weights compared, too; and ValueError for a prompt that is too long."""
+    records = settings["prompts"]
+    settings = settings | {"weights": fingerprint(model)}
+    model.check_prompts([record["prompt"] for record in records])
+    check_folder(folder, settings)
+    if not (folder / f"{_SETTINGS}.json").exists():
+        write_summary(folder, _SETTINGS, settings | about(command))
+    for index, record in enumerate(records):
+        (folder / f"{index:05d}" / "samples").mkdir(parents=True, exist_ok=True)
+        if not (folder / f"{index:05d}" / "metadata.jsonl").exists():
+            write_jsonl(folder / f"{index:05d}" / "metadata.jsonl", [record])
 
 
 def check_sampling(sampling: ImageSampling) -> None:
@@ -87,24 +111,23 @@ def check_sampling(sampling: ImageSampling) -> None:
         )
 
 
-def _draw_missing(
+def draw_missing(
     model: UnifiedModel,
     records: Sequence[Mapping[str, Any]],
     folder: Path,
+    *,
     num_images: int,
     seed: int,
     batch_size: int,
     sampling: ImageSampling,
+    rank: int = 0,
+    processes: int = 1,
 ) -> None:
-    """Writes the records and pictures that are not there."""
-    for index, record in enumerate(records):
-        (folder / f"{index:05d}" / "samples").mkdir(parents=True, exist_ok=True)
-        if not (folder / f"{index:05d}" / "metadata.jsonl").exists():
-            write_jsonl(folder / f"{index:05d}" / "metadata.jsonl", [record])
-    jobs = [(i, k) for i in range(len(records)) for k in range(num_images)]
+    """Draws the pictures that are not there; of several processes each takes its share, and the first shows its own."""
+    jobs = [(i, k) for i in range(len(records)) for k in range(num_images)][rank::processes]
     missing = [job for job in jobs if not _place(folder, *job).exists()]
     console = Console(stderr=True)
-    with progress_bar(console) as progress:
+    with progress_bar(console, disable=rank > 0) as progress:
         bar = progress.add_task("drawing", total=len(jobs), completed=len(jobs) - len(missing))
         for start in range(0, len(missing), batch_size):
             part = missing[start : start + batch_size]
@@ -113,7 +136,8 @@ def _draw_missing(
             for job, picture_HWC in zip(part, to_uint8(model.decode(drawn.images)), strict=True):
                 _write_picture(_place(folder, *job), picture_HWC)
             progress.advance(bar, len(part))
-    console.print(f"{len(missing)} pictures drawn, {len(jobs) - len(missing)} were there before", highlight=False)
+    if rank == 0:
+        console.print(f"{len(missing)} pictures drawn, {len(jobs) - len(missing)} were there before", highlight=False)
 
 
 def _place(folder: Path, index: int, sample: int) -> Path:

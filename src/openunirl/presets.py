@@ -18,6 +18,7 @@ from openunirl.config import (
     RunConfig,
     TrainConfig,
 )
+from openunirl.presets_real import REAL_PRESETS
 from openunirl.types import ImageSampling
 
 _TINY_SHOWO = ModelConfig(weights="tiny-showo", attn_implementation="eager")
@@ -67,7 +68,7 @@ PRESETS: dict[str, RunConfig] = {
         train=TrainConfig(max_steps=60, save_steps=30, eval_steps=30, mixed_precision="auto"),
         eval=EvalConfig(sampling=_TINY_SHOWO_BEST),
     ),
-}
+} | REAL_PRESETS
 
 TINY = ("tiny-showo", "tiny-janus")
 """What `openunirl pretrain` makes."""

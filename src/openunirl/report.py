@@ -1,4 +1,5 @@
 """Writes report.html: one self-contained page about a run, from what lies in its directory.
+(compare.py writes the page about several.)
 
 In: config.json, metrics.jsonl, evaluation/{before,after}.json, evaluation/{before,after}/{results,references}.jsonl and
 the pictures beside them; what is absent is said on the page. Out: report.html, which needs neither network nor script
@@ -13,25 +14,23 @@ from __future__ import annotations
 import base64
 import io
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from openunirl.evaluation.paired import image_key
+from openunirl.report_curves import curve
 from openunirl.report_numbers import (
     Row,
     by_task,
     detector_notice,
     get,
     headline,
-    image_key,
     level,
     number,
     paired_changes,
@@ -43,11 +42,10 @@ from openunirl.report_numbers import (
 PAIRS_PER_TASK = 4
 PIXEL_ART = 128  # a picture of so many pixels a side, or fewer, is embedded as it is and drawn with hard pixels
 THUMBNAIL = 256  # pixels that the longer side of any other is reduced to
-POINTS = 400  # at most so many points of a curve are drawn
 
 _REFERENCE = {"tag": str, "prompt": str, "answer_correct": bool, "index": int}
 _RESULT = {**_REFERENCE, "correct": bool, "question": str, "expected": str, "answer": str, "reason": str}
-_JINJA: dict[str, Any] = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+JINJA: dict[str, Any] = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
 
 # ---------------------------------------------------------------------------------------------- the pictures
 
@@ -74,7 +72,7 @@ def in_words(reason: str) -> str:
     return "; ".join(told)
 
 
-def _embed(folder: Path, row: Row, problems: list[str]) -> dict[str, Any] | None:
+def embed(folder: Path, row: Row, problems: list[str]) -> dict[str, Any] | None:
     """The row's picture as a data: URI; None, and a word about it, where there is no readable one inside the folder."""
     path = (folder / str(row.get("filename"))).resolve()
     try:
@@ -112,16 +110,16 @@ def _gallery(folder: Path, before: list[Row], after: list[Row], problems: list[s
         cards = []
         for i in choose(outcomes, PAIRS_PER_TASK, (place + 0.5) / len(tags)):
             shown = zip(pairs[i], ("before", "after"), strict=True)
-            sides = [(when, row, _embed(folder / when, row, problems)) for row, when in shown if row]
+            sides = [(when, row, embed(folder / when, row, problems)) for row, when in shown if row]
             cards.append({"sides": sides, "outcome": outcomes[i], "row": pairs[i][1] or pairs[i][0]})
         tasks.append({"name": task_name(tag), "cards": cards, "counts": Counter(sorted(outcomes)), "n": len(pairs)})
     return tasks
 
 
-# --------------------------------------------------------------------------------- reading, curves, the page
+# ----------------------------------------------------------------------------------------- reading, the page
 
 
-def _read_json(path: Path, problems: list[str]) -> dict[str, Any]:
+def read_json(path: Path, problems: list[str]) -> dict[str, Any]:
     """The object in a JSON file; {} and a word about it where there is none."""
     try:
         found = json.loads(path.read_bytes()) if path.is_file() else None
@@ -133,7 +131,7 @@ def _read_json(path: Path, problems: list[str]) -> dict[str, Any]:
     return {}
 
 
-def _read_rows(path: Path, needed: Mapping[str, Any], problems: list[str]) -> list[Row]:
+def read_rows(path: Path, needed: Mapping[str, Any], problems: list[str]) -> list[Row]:
     """The objects of a JSONL file that have the `needed` fields; the others are counted in `problems`."""
     name = path.name if path.name == "metrics.jsonl" else f"evaluation/{path.parent.name}/{path.name}"
     if not path.is_file():
@@ -153,45 +151,17 @@ def _read_rows(path: Path, needed: Mapping[str, Any], problems: list[str]) -> li
     return rows
 
 
-def _read_side(folder: Path, problems: list[str]) -> dict[str, Any]:
+def read_side(folder: Path, problems: list[str]) -> dict[str, Any]:
     """One evaluation: {"summary", "generated", "references"}, empty where absent."""
     summary = folder.with_suffix(".json")
     if absent := not (folder.exists() or summary.exists()):
         problems.append(f"evaluation/{summary.name} is missing: no evaluation {folder.name} training was written")
     told = [] if absent else problems
     return {
-        "summary": _read_json(summary, told),
-        "generated": _read_rows(folder / "results.jsonl", _RESULT, told),
-        "references": _read_rows(folder / "references.jsonl", _REFERENCE, told),
+        "summary": read_json(summary, told),
+        "generated": read_rows(folder / "results.jsonl", _RESULT, told),
+        "references": read_rows(folder / "references.jsonl", _REFERENCE, told),
     }
-
-
-def curve(rows: Sequence[Row], named: Mapping[str, str], ends: Sequence[float] = ()) -> dict[str, Any] | None:
-    """{"lines": [{"name", "raw", "smooth", "last"}], "x": (low, high, ticks), "y": the same}, or None without a value.
-
-    named: metric -> name of its line. raw, smooth: lists of (step, value), smooth an exponential moving average.
-    ends: values that the y axis shows in any case.
-    """
-    lines, seen = [], [*ends]
-    for metric, name in named.items():
-        points = [(number(row["step"]), number(row.get(metric))) for row in rows]
-        # a resumed run tells some steps again: the last telling counts
-        values = sorted({step: value for step, value in points if step is not None and value is not None}.items())
-        if values:
-            rate = 2 / (1 + max(5, len(values) // 12)) if len(values) >= 12 else 1.0
-            smooth = list(accumulate(values, lambda old, new, rate=rate: (new[0], old[1] + rate * (new[1] - old[1]))))
-            stride = math.ceil(len(values) / POINTS)
-            raw, smooth = ([*some[:-1:stride], some[-1]] for some in (values, smooth))
-            lines.append({"name": name, "raw": raw, "smooth": smooth, "last": values[-1][1]})
-            seen += [value for _, value in values]
-    if not lines:
-        return None
-    steps = [step for line in lines for step, _ in line["raw"]]
-    low, high = min(steps), max(max(steps), min(steps) + 1)
-    x_ticks = [tick for tick in MaxNLocator(5, integer=True).tick_values(low, high) if low <= tick <= high]
-    top = max(seen) if max(seen) > min(seen) else min(seen) + (abs(min(seen)) or 1.0)
-    y_ticks = MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(min(seen), top)
-    return {"lines": lines, "x": (low, high, x_ticks), "y": (y_ticks[0], y_ticks[-1], list(y_ticks))}
 
 
 def write_report(run_dir: Path) -> Path:
@@ -200,17 +170,17 @@ def write_report(run_dir: Path) -> Path:
     ValueError if the directory is absent, or holds neither metrics nor an evaluation.
     """
     problems: list[str] = []
-    config = _read_json(run_dir / "config.json", problems)
-    metrics = _read_rows(run_dir / "metrics.jsonl", {"step": int | float}, problems)
+    config = read_json(run_dir / "config.json", problems)
+    metrics = read_rows(run_dir / "metrics.jsonl", {"step": int | float}, problems)
     folder = run_dir / "evaluation"
-    before, after = (_read_side(folder / when, problems) for when in ("before", "after"))
+    before, after = (read_side(folder / when, problems) for when in ("before", "after"))
     if not (metrics or before["summary"] or after["summary"]):
         raise ValueError(f"{run_dir} is no run directory with anything to report: {'; '.join(problems)}")
     for key in ("seed", "sampling", "label") if before["summary"] and after["summary"] else ():
         old, new = (side["summary"].get(key) for side in (before, after))
         problems += [f"the evaluations differ in {key}: {old} before, {new} after"] if old != new else []
     paired, summaries = paired_changes(before, after), (before["summary"], after["summary"])
-    pages = jinja2.Environment(loader=jinja2.PackageLoader("openunirl"), autoescape=True, **_JINJA)
+    pages = jinja2.Environment(loader=jinja2.PackageLoader("openunirl"), autoescape=True, **JINJA)
     page = pages.get_template("report.html.j2").render(
         name=run_dir.resolve().name,
         config=config,

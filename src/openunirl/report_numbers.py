@@ -22,8 +22,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from openunirl.evaluation.intervals import paired_difference
+from openunirl.evaluation.paired import RATES, image_key
 
-RATES = ("answer_wrong_given_image_right", "image_wrong_given_answer_right")
 Row = dict[str, Any]
 Interval = tuple[float, float, float]  # mean, low, high
 _NAMES = {"": "overall", "single_object": "single object", "two_object": "two objects", "color_attr": "two colors"}
@@ -143,10 +143,6 @@ def headline(before: Any, after: Any, paired: Mapping[tuple[str, str], Interval]
     }
 
 
-def image_key(row: Row) -> tuple[int, str, str, str]:
-    return row["index"], str(row.get("sample", 0)), row["tag"], row["prompt"]
-
-
 def paired_changes(before: Mapping[str, list[Row]], after: Mapping[str, list[Row]]) -> dict[tuple[str, str], Interval]:
     """Bootstrap intervals of after - before, over prompts, where both hold the same prompts and samples.
 
@@ -198,6 +194,26 @@ def summary_table(before: dict[str, Any], after: dict[str, Any] | None = None) -
         if after is not None:
             cells.append(f"{100 * line.change[0]:+.1f}" if line.change else "-")
         table.add_row(indent + escape(line.name), *cells)
+    return table
+
+
+def imbalance_table(summary: dict[str, Any]) -> Table:
+    """Both rates, their mean and their 2x2 counts, per task and over all, for the terminal."""
+    table = Table(title="imbalance, in % (95 % interval)", box=SIMPLE_HEAD, pad_edge=False)
+    headings = ("", "answer wrong | image right", "image wrong | answer right", "score")
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading else "left")
+    for tag in tags_of("imbalance", summary):
+        part = get(summary, "imbalance", "tasks", tag) if tag else get(summary, "imbalance")
+        cells = []
+        for rate in RATES:
+            told = get(part, "intervals", rate)
+            shown = level(told)
+            share = f"{100 * shown.value:.1f} ({100 * shown.low:.0f}..{100 * shown.high:.0f})" if shown else "-"
+            cells.append(f"{share}  {get(told, 'correct')}/{get(told, 'n')}")
+        mean = score(part)
+        cells.append(f"{100 * mean.value:.1f} ({100 * mean.low:.0f}..{100 * mean.high:.0f})" if mean else "-")
+        table.add_row(escape(task_name(tag)), *cells)
     return table
 
 

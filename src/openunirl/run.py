@@ -71,7 +71,10 @@ class Run:
         if resume and not (folder / "config.json").exists():
             raise ValueError(f"{folder} is no run directory (it has no config.json): start it without --resume")
         if config.eval.num_prompts and world.judge is None:
-            raise ValueError(f"the world {config.world} has no detector yet: train with --eval.num-prompts 0")
+            raise ValueError(
+                f"the world {config.world} has no detector in training: train with --eval.num-prompts 0, and "
+                "score checkpoints with openunirl evaluate"
+            )
         model = load_model(config.model)
         model.freeze_reference()
         point = checkpoint.saved(folder)[-1] if resume and checkpoint.saved(folder) else None

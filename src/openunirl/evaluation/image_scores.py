@@ -125,6 +125,14 @@ def append_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         os.fsync(opened.fileno())
 
 
+def mend(files: Iterable[Path]) -> None:
+    """Cuts off the half-written last lines that a kill may leave."""
+    for file in files:
+        content = file.read_bytes()
+        if not content.endswith(b"\n"):
+            os.truncate(file, content.rfind(b"\n") + 1)
+
+
 def take_up(folder: Path, pictures: Sequence[Picture]) -> None:
     """Makes journal/kept.jsonl of all rows, of earlier calls, that still hold; one process calls it before any scores.
 
@@ -132,10 +140,7 @@ def take_up(folder: Path, pictures: Sequence[Picture]) -> None:
     """
     for file in (folder / "journal").glob(".*.tmp"):  # what write_jsonl had not renamed yet
         file.unlink(missing_ok=True)
-    for file in _journals(folder):  # cut half-written last lines off
-        content = file.read_bytes()
-        if not content.endswith(b"\n"):
-            os.truncate(file, content.rfind(b"\n") + 1)
+    mend(_journals(folder))
     before = rows_of([folder / "results.jsonl"])
     kept = finished([*before, *rows_of(_journals(folder))], pictures)
     (folder / "journal").mkdir(exist_ok=True)

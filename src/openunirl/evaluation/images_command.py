@@ -82,9 +82,10 @@ def score_folder(
     partial: bool = False,
     batch_size: int | None = None,
     command: str = "",
+    show: bool = True,
 ) -> dict[str, Any] | None:
     """Scores what `output_dir` lacks of the pictures in `images`; returns the summary (None in all processes but the
-    main one).
+    main one). `show` prints the table.
 
     Errors: ValueError before the networks are loaded, for an `output_dir` of another call, for a folder in which
     anything is missing or does not match, and for equal pictures; after scoring, for unreadable pictures, and where
@@ -138,7 +139,7 @@ def score_folder(
     if not processes.is_main:
         return None
     more = {"images": str(images), "partial": partial, "detector": settings, **about(command)}
-    return _conclude(output_dir, pictures, named.label, before=len(done), about=more)
+    return _conclude(output_dir, pictures, named.label, before=len(done), show=show, about=more)
 
 
 def _score_share(
@@ -167,7 +168,7 @@ def _score_share(
 
 
 def _conclude(
-    folder: Path, pictures: Sequence[Picture], label: str, *, before: int, about: dict[str, Any]
+    folder: Path, pictures: Sequence[Picture], label: str, *, before: int, show: bool, about: dict[str, Any]
 ) -> dict[str, Any]:
     """results.jsonl, evaluation.json and the table. Errors: ValueError where the rows are no score."""
     from rich.console import Console
@@ -199,6 +200,8 @@ def _conclude(
         raise ValueError(why)
     summary = summarize_pictures(results, label, **about)
     path = write_summary(folder, "evaluation", summary)
+    if not show:
+        return summary
     console = Console()
     console.print(_table(summary))
     if summary["distinct_pictures"] < len(results):

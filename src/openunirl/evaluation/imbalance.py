@@ -47,8 +47,10 @@ def imbalance(generated: Sequence[dict[str, Any]], references: Sequence[dict[str
 def _rates(generated: Sequence[dict[str, Any]], references: Sequence[dict[str, Any]]) -> dict[str, Any]:
     # (i) on its own images: the detector's verdict against its own answer
     own = _table([(row["correct"], row["answer_correct"]) for row in generated])
-    # (ii) the same prompt read on a reference image and drawn
-    read = {row["index"]: row["answer_correct"] for row in references}
+    # (ii) the same prompt read on a reference image, the first where there are several, and drawn
+    read: dict[int, bool] = {}
+    for row in references:
+        read.setdefault(row["index"], row["answer_correct"])
     paired = [(row["correct"], read[row["index"]]) for row in generated if row["index"] in read]
     cross = _table(paired)
     first = accuracy(own["image_right_answer_wrong"], own["image_right_answer_wrong"] + own["image_right_answer_right"])

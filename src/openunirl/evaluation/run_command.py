@@ -14,7 +14,7 @@ from openunirl.config import EvalConfig, ModelConfig
 from openunirl.evaluation.files import write_evaluation
 from openunirl.evaluation.run import evaluate
 from openunirl.models.protocol import load_model
-from openunirl.report_numbers import summary_table
+from openunirl.report_numbers import imbalance_table, summary_table
 from openunirl.tasks.worlds import WORLDS
 
 
@@ -42,4 +42,5 @@ def evaluate_command(model: ModelConfig, config: EvalConfig, *, world: str, seed
     path = write_evaluation(output_dir, "evaluation", result, prompts)
     console = Console()
     console.print(summary_table(result.summary))
+    console.print(imbalance_table(result.summary))
     console.print(f"written: {path}", soft_wrap=True)

@@ -56,7 +56,8 @@ def read_state(path: Path, stem: str | None = None, *, keep_dtype: bool = False)
         try:
             part = load_file(file) if file.suffix == ".safetensors" else _read_pickle(file)
         except Exception as error:  # damaged files raise many kinds
-            raise ValueError(f"{file} cannot be read as weights: {str(error).strip().splitlines()[0]}") from None
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ValueError(f"{file} cannot be read as weights: {reason}") from None
         state |= part
     return {k: v.float() if v.is_floating_point() and not keep_dtype else v for k, v in state.items()}
 

@@ -107,8 +107,8 @@ class MagvitConfig:
         """
 
         def shape(key: str) -> torch.Size:
-            if key not in state_dict:
-                raise ValueError(f"no MAGVIT-v2 state dict: {key!r} is missing (keys start with encoder. or decoder.)")
+            if key not in state_dict or state_dict[key].ndim != 4:
+                raise ValueError(f"no MAGVIT-v2 state dict: {key!r} is missing or not a convolution's weight")
             return state_dict[key].shape
 
         def count(prefix: str) -> int:

@@ -20,6 +20,13 @@ from transformers import PhiConfig, PhiForCausalLM
 
 from openunirl.models.layers import PrefixCache, RowsEmbedding, RowsLinear
 
+_TELLING = {
+    "showo.model.embed_tokens.weight": 2,
+    "showo.model.layers.0.mlp.fc1.weight": 2,
+    "showo.model.layers.0.self_attn.q_layernorm.weight": 1,
+}
+"""The weights whose shapes tell all sizes, and how many dimensions each has."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShowoSizes:
@@ -38,12 +45,12 @@ class ShowoSizes:
     @classmethod
     def from_state_dict(cls, state: Mapping[str, torch.Tensor]) -> ShowoSizes:
         """Infers sizes from official key names. Errors: ValueError where a key that tells a size is missing."""
-        try:
-            vocab_size, hidden_size = state["showo.model.embed_tokens.weight"].shape
-            intermediate_size = state["showo.model.layers.0.mlp.fc1.weight"].shape[0]
-            head_dim = state["showo.model.layers.0.self_attn.q_layernorm.weight"].shape[0]
-        except KeyError as error:
-            raise ValueError(f"this is not a Show-o checkpoint: the weight {error} is missing") from None
+        told = []
+        for name, rank in _TELLING.items():
+            if name not in state or state[name].ndim != rank or not state[name].numel():
+                raise ValueError(f"this is not a Show-o checkpoint: the weight {name!r} is missing or of another shape")
+            told.append(state[name].shape)
+        (vocab_size, hidden_size), (intermediate_size, _), (head_dim,) = told
         layers = {int(k.split(".")[3]) for k in state if k.startswith("showo.model.layers.")}
         return cls(
             vocab_size=vocab_size,

@@ -6,6 +6,7 @@ the reward "detector" by name: no rendered picture and no detector ever reaches 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -56,11 +57,21 @@ def _no_references(prompts: Sequence[Prompt], seed: int) -> np.ndarray:
     )
 
 
+def _geneval_prompts(split: str, n: int, seed: int) -> list[Prompt]:
+    """GenEval's own, in their order; fewer than all: the task types take turns."""
+    prompts, seen, turns = geneval.evaluation_prompts(), Counter(), []
+    for prompt in prompts:
+        turns.append(seen[prompt.tag])
+        seen[prompt.tag] += 1
+    chosen = sorted(range(len(prompts)), key=lambda i: turns[i])[:n]
+    return [prompts[i] for i in sorted(chosen)]
+
+
 def _geneval() -> World:
     return World(
         label="GenEval",
         training_prompts=geneval.training_prompts,
-        evaluation_prompts=lambda split, n, seed: geneval.evaluation_prompts()[:n],
+        evaluation_prompts=_geneval_prompts,
         match=answers.match,
         references=_no_references,
         judge=None,

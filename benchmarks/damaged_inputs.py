@@ -1,0 +1,335 @@
+"""10,000 damaged inputs: each gives one clear error or a counted skip, never a traceback and never a silent result.
+
+    python benchmarks/damaged_inputs.py --cases 10000 --seed 0
+
+Sound inputs - JSONL files, prompt files, pictures, GenEval folders, configurations, report rows, journals, checkpoints,
+tokenizer files - are damaged at random (bytes flipped, cut, doubled, replaced; JSON values exchanged; files removed or
+emptied) and handed to the code that reads them. An outcome is "error" (ValueError or OSError in one sentence, at most
+1,000 characters), "skip" (the reader counted it), "sound" (the damage left a sound input: what was read is checked),
+or a failure: any other exception, an empty or vague message, or a result that does not hold. Prints a table; exit
+code 1 on any failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shlex
+import shutil
+import sys
+import tempfile
+import traceback
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from openunirl.cli import read_config
+from openunirl.config import to_dict
+from openunirl.evaluation.image_folder import decode, read_folder
+from openunirl.evaluation.image_scores import mend, rows_of, score_pictures
+from openunirl.flags import UsageError
+from openunirl.generate import read_records
+from openunirl.models.checkpoints import load_strictly, read_state
+from openunirl.models.checkpoints import read_config as read_model_config
+from openunirl.models.magvit import MagvitConfig
+from openunirl.models.showo_net import ShowoNet, ShowoSizes
+from openunirl.presets import PRESETS
+from openunirl.provenance import commit
+from openunirl.report import read_rows
+from openunirl.tasks import shapes
+from openunirl.tasks.answers import match
+from openunirl.tasks.geneval import evaluation_prompts
+from openunirl.tasks.records import prompt_row, read_jsonl, read_prompts, write_jsonl
+from openunirl.tasks.shapes_oracle import Oracle
+from openunirl.tasks.worlds import WORLDS
+from openunirl.validate import check
+
+Rng = random.Random
+LONGEST = 1000
+VAGUE = ("values to unpack", "invalid literal", "index out of range", "could not convert", "object has no attribute")
+"""What Python says of a mistake in a reader."""
+
+# ------------------------------------------------------------------------------------------------------- damage
+
+
+def damaged_bytes(content: bytes, rng: Rng) -> bytes:
+    """One to three accidents."""
+    for _ in range(rng.randint(1, 3)):
+        at, end = sorted(rng.randrange(len(content) + 1) for _ in range(2))
+        kind = rng.randrange(8)
+        if kind == 0:
+            content = content[:at]
+        elif kind == 1 and content:
+            at = min(at, len(content) - 1)
+            content = content[:at] + bytes([content[at] ^ (1 << rng.randrange(8))]) + content[at + 1 :]
+        elif kind == 2:
+            content = content[:at] + rng.randbytes(rng.randint(1, 40)) + content[at:]
+        elif kind == 3:
+            content = content[:at] + content[end:]
+        elif kind == 4:
+            content = content[:end] + content[at:end] + content[end:]
+        elif kind == 5:
+            content = content[:at] + bytes(end - at) + content[end:]
+        elif kind == 6:
+            content = rng.choice([b"", b"\xff\xfe", b"\n", b"null", b"[]", b"{}", b"\xef\xbb\xbf" + content])
+        else:
+            content = content.replace(*rng.choice([(b'"', b"'"), (b":", b"="), (b"1", b"-1"), (b"\n", b"\r")]))
+    return content
+
+
+ODD: list[Any] = [
+    None, True, -1, 0, 10**30, 1.5, "", " ", "a" * 5000, "\u2028", "\x00", [], {}, [[]], [None], {"a": 1},
+    ["left of", 0], ["left of", 7], "left of", "purple", "café", "position", [1, 2, 3], 2, 1e308,
+]  # fmt: skip
+
+
+def damaged_json(value: Any, rng: Rng) -> Any:
+    """A JSON value with something in it exchanged, removed, doubled or added."""
+    if rng.random() < 0.3 or not isinstance(value, dict | list) or not value:
+        return rng.choice(ODD)
+    changed = dict(value) if isinstance(value, dict) else list(value)
+    place = rng.choice(list(changed)) if isinstance(changed, dict) else rng.randrange(len(changed))
+    kind = rng.randrange(4)
+    if kind == 0:
+        del changed[place]
+    elif kind == 1 and isinstance(changed, dict):
+        changed[str(place) + "s"] = rng.choice(ODD)
+    elif kind == 1:
+        changed.append(rng.choice(ODD))
+    else:
+        changed[place] = damaged_json(changed[place], rng)
+    return changed
+
+
+def damaged_lines(rows: list[dict[str, Any]], rng: Rng) -> bytes:
+    """A JSONL file of which a value or some bytes are damaged."""
+    rows = list(rows)
+    if rng.random() < 0.6:
+        place = rng.randrange(len(rows))
+        rows[place] = damaged_json(rows[place], rng)
+        return "".join(json.dumps(row) + "\n" for row in rows).encode()
+    return damaged_bytes("".join(json.dumps(row) + "\n" for row in rows).encode(), rng)
+
+
+# ---------------------------------------------------------------------------------------- what is read, and how
+
+
+class Inputs:
+    """Sound inputs, made once, and for each kind a function that damages one and reads it."""
+
+    def __init__(self, place: Path):
+        self.place, self.file = place, place / "input"
+        self.prompts = [prompt_row(prompt) for prompt in evaluation_prompts()[::97]]
+        noise = np.random.default_rng(0).integers(0, 256, (24, 20, 3), dtype=np.uint8)
+        self.pictures: dict[str, bytes] = {}
+        for kind in ("png", "jpeg", "webp", "bmp"):
+            Image.fromarray(noise).save(self.file, format=kind)
+            self.pictures[kind] = self.file.read_bytes()
+        self.folder = self._folder(place / "folder")
+        net = ShowoNet(ShowoSizes(vocab_size=40, hidden_size=16, intermediate_size=16, num_layers=1, num_heads=2))
+        self.net, self.state = net, {name: value.clone() for name, value in net.state_dict().items()}
+        save_file(self.state, place / "w.safetensors")
+        torch.save(self.state, place / "w.bin")
+        self.result = {"tag": "colors", "prompt": "p", "answer_correct": True, "index": 0, "correct": True}
+        self.result |= {"question": "q", "expected": "e", "answer": "a", "reason": ""}
+        self.row = {"filename": "0/samples/0.png", "tag": "colors", "prompt": "p", "correct": True, "reason": ""}
+        self.row |= {"metadata": "{}", "details": "{}", "index": 0, "sample": 0, "digest": "0" * 16}
+
+    @staticmethod
+    def _folder(folder: Path) -> Path:
+        prompts = shapes.prompts("heldout", 3, 0)
+        for index, (prompt, picture) in enumerate(zip(prompts, WORLDS["shapes"]().references(prompts, 0), strict=True)):
+            (folder / f"{index:05d}" / "samples").mkdir(parents=True)
+            write_jsonl(folder / f"{index:05d}" / "metadata.jsonl", [prompt.metadata()])
+            for sample in range(2):
+                Image.fromarray(picture).save(folder / f"{index:05d}" / "samples" / f"{sample:04d}.png")
+        return folder
+
+    # Each returns "sound" or "skip", or raises.
+
+    def jsonl(self, rng: Rng) -> str:
+        self.file.write_bytes(damaged_lines(self.prompts, rng))
+        rows = read_jsonl(self.file)
+        write_jsonl(self.file, rows)
+        assert read_jsonl(self.file) == rows
+        return "sound"
+
+    def prompt_file(self, rng: Rng) -> str:
+        self.file.write_bytes(damaged_lines(self.prompts, rng))
+        for prompt in read_prompts(self.file):
+            assert prompt.prompt.strip() and (prompt.include or prompt.exclude)
+            assert all(clause["count"] >= 1 for clause in (*prompt.include, *prompt.exclude))
+        return "sound"
+
+    def prompts_to_draw(self, rng: Rng) -> str:
+        file = self.place / rng.choice(("p.jsonl", "p.txt", "p.csv"))
+        file.write_bytes(damaged_lines(self.prompts, rng))
+        assert all(record["prompt"].strip() for record in read_records(file))
+        return "sound"
+
+    def picture(self, rng: Rng) -> str:
+        pixels = decode(damaged_bytes(self.pictures[rng.choice(list(self.pictures))], rng))
+        assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.size
+        return "sound"
+
+    def geneval_folder(self, rng: Rng) -> str:
+        """Damaged in one or two places, then read and scored; an unreadable picture is a counted row."""
+        copy = self.place / "copy"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(self.folder, copy)
+        for _ in range(rng.randint(1, 2)):
+            places = [path for path in sorted(copy.rglob("*")) if path.exists()]
+            path = rng.choice(places)
+            kind = rng.randrange(4)
+            if kind == 0:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            elif kind == 1:
+                path.rename(
+                    path.with_name(rng.choice(("00001", "7", "x", "0001.png", "metadata.jsonl", "samples ")) + "_")
+                )
+            elif kind == 2 and path.is_file():
+                path.write_bytes(damaged_bytes(path.read_bytes(), rng))
+            elif path.is_dir():
+                (path / rng.choice(("9", "00002", "0.png", "0000.jpg", "a.png"))).write_bytes(b"x")
+            else:
+                path.write_bytes(b"")
+        pictures = read_folder(copy, partial=rng.random() < 0.5)
+        rows = [row for part in score_pictures(Oracle(), pictures, 4) for row in part]
+        assert len(rows) == len(pictures) > 0
+        unreadable = sum("unreadable" in row for row in rows)
+        assert all(row["unreadable"] if "unreadable" in row else row["correct"] in (True, False) for row in rows)
+        return "skip" if unreadable or len(rows) < 6 else "sound"
+
+    def configuration(self, rng: Rng) -> str:
+        content = json.loads(json.dumps(to_dict(rng.choice(list(PRESETS.values())))))
+        damaged = json.dumps(damaged_json(content, rng)).encode()
+        self.file.write_bytes(damaged if rng.random() < 0.7 else damaged_bytes(damaged, rng))
+        check(read_config(self.file))
+        return "sound"
+
+    def report_rows(self, rng: Rng) -> str:
+        self.file.write_bytes(damaged_lines([self.result] * 3, rng))
+        problems: list[str] = []
+        rows = read_rows(self.file, {name: type(value) for name, value in self.result.items()}, problems)
+        assert all(set(self.result) <= set(row) for row in rows)
+        return "skip" if problems else "sound"
+
+    def journal(self, rng: Rng) -> str:
+        self.file.write_bytes(damaged_lines([self.row] * 3, rng))
+        mend([self.file])
+        assert all(isinstance(row["filename"], str) for row in rows_of([self.file]))
+        return "sound"
+
+    def checkpoint(self, rng: Rng) -> str:
+        """Weights cut, renamed, reshaped or with damaged bytes; what loads has to be all there."""
+        kind, file = rng.randrange(3), self.place / "d.safetensors"
+        if kind == 0:
+            state = dict(self.state)
+            name = rng.choice(list(state))
+            state[name + "s"] = state.pop(name)
+            save_file(state, file)
+        elif kind == 1:
+            state = dict(self.state)
+            name = rng.choice(list(state))
+            state[name] = torch.zeros([rng.randint(0, 5) for _ in range(rng.randint(0, 4))])
+            save_file(state, file)
+        else:
+            whole = self.place / rng.choice(("w.safetensors", "w.bin"))
+            file = self.place / f"d{whole.suffix}"
+            file.write_bytes(damaged_bytes(whole.read_bytes(), rng))
+        state = read_state(file)
+        ShowoSizes.from_state_dict(state)
+        load_strictly(self.net, state, file.name)
+        return "sound"  # flipped bits within a number leave a number
+
+    def image_tokenizer(self, rng: Rng) -> str:
+        state = dict(self.state) if rng.random() < 0.2 else self._magvit()
+        for name in rng.sample(sorted(state), rng.randint(1, 3)):
+            if rng.random() < 0.5:
+                del state[name]
+            else:
+                state[name] = torch.zeros([rng.randint(1, 4) for _ in range(rng.randint(0, 4))])
+        MagvitConfig.from_state_dict(state, norm_groups=rng.choice((8, 32, 0)))
+        return "sound"
+
+    def _magvit(self) -> dict[str, torch.Tensor]:
+        if not hasattr(self, "_magvit_state"):
+            from openunirl.models.magvit import Magvit
+
+            flat: dict[str, Any] = {"encoder_ch": 8, "decoder_ch": 8, "norm_groups": 8, "codebook_bits": 3}
+            flat |= {
+                f"{side}_{name}": (1, 1) for side in ("encoder", "decoder") for name in ("ch_mult", "num_res_blocks")
+            }
+            self._magvit_state = dict(Magvit(MagvitConfig(**flat)).state_dict())
+        return dict(self._magvit_state)
+
+    def model_configuration(self, rng: Rng) -> str:
+        (self.place / "config.json").write_bytes(damaged_lines([{"family": "showo", "num_vq_tokens": 64}], rng))
+        assert isinstance(read_model_config(self.place), dict)
+        return "sound"
+
+    def answer(self, rng: Rng) -> str:
+        """An answer is any text: the matcher has to settle it or say that it does not."""
+        tags = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+        gold = rng.choice(("bench", "a dog and a cat", "two dogs", "red", "The cow is left of the laptop", ""))
+        text = damaged_bytes(b"The red dog is left of two blue cats.", rng).decode("utf-8", "replace")
+        found = match(rng.choice(tags), gold, text)
+        assert not (found.same and not found.settled) and found.why
+        return "sound"
+
+
+KINDS: dict[str, Callable[[Inputs, Rng], str]] = {
+    name: getattr(Inputs, name)
+    for name in (
+        "jsonl", "prompt_file", "prompts_to_draw", "picture", "geneval_folder", "configuration", "report_rows",
+        "journal", "checkpoint", "image_tokenizer", "model_configuration", "answer",
+    )
+}  # fmt: skip
+
+
+def outcome(inputs: Inputs, kind: str, seed: str) -> tuple[str, str]:
+    """("error", "skip", "sound" or "FAILURE", what was said)."""
+    try:
+        return KINDS[kind](inputs, random.Random(seed)), ""
+    except (ValueError, OSError, UsageError) as error:  # what the command line turns into one sentence
+        told = " ".join(str(error).split())
+        if isinstance(error, UnicodeError) or not told or len(told) > LONGEST or any(words in told for words in VAGUE):
+            return "FAILURE", f"{type(error).__name__}: {told[:300]} ({len(told)} characters)"
+        return "error", told
+    except Exception:
+        return "FAILURE", traceback.format_exc()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--cases", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    failures: list[str] = []
+    with tempfile.TemporaryDirectory() as place:
+        inputs = Inputs(Path(place))
+        for case in range(args.cases):
+            kind = list(KINDS)[case % len(KINDS)]
+            found, told = outcome(inputs, kind, f"{args.seed}-{case}")
+            counts[kind][found] += 1
+            if found == "FAILURE":
+                failures.append(f"case {args.seed}-{case} ({kind}): {told}")
+    print(shlex.join(["python", *sys.argv]), "commit", commit())
+    columns = ("error", "skip", "sound", "FAILURE")
+    print(f"| input | cases | {' | '.join(columns)} |\n|---|---|---|---|---|---|")
+    for kind, told in [*counts.items(), ("all", sum(counts.values(), Counter()))]:
+        print(f"| {kind} | {told.total()} | {' | '.join(str(told[column]) for column in columns)} |")
+    print("\n".join(failures[:10]))
+    sys.exit(bool(failures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,287 @@
+"""`openunirl evaluate MODEL --world geneval`: both tasks of one checkpoint on photographs, and their imbalance.
+
+    prompts -> draw -> evaluation/00000/samples/0000.png         (generate.py)
+            -> judge -> scores/results.jsonl                     (images_command.py: Mask2Former, CLIP, GenEval's rules)
+            -> ask  -> answers/process-0000.jsonl                (answer.py)
+    references -> judge -> ask about those that are right        (the same files under reference-*)
+            -> match -> rows -> summary: GenEval, understanding, imbalance, self-reward, collusion gap
+
+In: a model, prompts, on request a folder of reference pictures in GenEval's layout. Out, in --output-dir: the files
+above, evaluation/results.jsonl, evaluation/references.jsonl and evaluation.json. The same call again continues after a
+kill, and repeats nothing that is on disk. Under `accelerate launch` every process takes its share.
+
+Source: UniRL (arXiv 2505.23380), its released cycle scripts; METHOD 5-7. Departures: 1. the rules judge answers
+(tasks/answers.py); on request a chat model does (llm_judge.py); 2. the model is asked about its pictures as they lie on
+disk; 3. for P(image wrong | answer right), the first right reference picture of each prompt counts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from openunirl.answer import Job, answer_jobs
+from openunirl.config import EvalConfig, ModelConfig
+from openunirl.distributed import Processes
+from openunirl.evaluation.files import is_occupied, write_summary
+from openunirl.evaluation.image_folder import read_folder
+from openunirl.evaluation.image_scores import append_rows, mend
+from openunirl.evaluation.images_command import score_folder
+from openunirl.evaluation.imbalance import accuracy
+from openunirl.evaluation.llm_judge import judge_answers
+from openunirl.evaluation.run import summarize_rows
+from openunirl.generate import (
+    check_folder,
+    check_numbers,
+    check_sampling,
+    check_settings,
+    draw_missing,
+    drawing_settings,
+    open_folder,
+    progress_bar,
+)
+from openunirl.models.protocol import UnifiedModel, load_model
+from openunirl.provenance import about
+from openunirl.report_numbers import imbalance_table, summary_table
+from openunirl.tasks.geneval import questions_for
+from openunirl.tasks.records import prompt_row, read_jsonl, read_prompts, write_jsonl
+from openunirl.tasks.worlds import WORLDS
+from openunirl.types import AnswerSampling, Prompt
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A judged picture and what is asked about it.
+
+    Example: Asked(row={"filename": "00000/samples/0000.png", ...}, file=Path("..."), prompt=Prompt(...))
+    """
+
+    row: Row
+    file: Path
+    prompt: Prompt
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """The picture's name and content, and the question: what an answer on disk is known by."""
+        return self.row["filename"], self.row["digest"], self.prompt.questions[0].question
+
+
+def evaluate_photos(
+    model: ModelConfig,
+    config: EvalConfig,
+    *,
+    prompt_file: Path | None = None,
+    references: Path | None = None,
+    detector_weights: str,
+    color_weights: str,
+    llm_judge: str = "",
+    llm_cache: Path | None = None,
+    seed: int,
+    output_dir: Path,
+    command: str = "",
+) -> dict[str, Any] | None:
+    """Does what `output_dir` lacks, and returns the summary (None in all processes but the main one).
+
+    Errors: ValueError for settings other than those that `output_dir` was made with, for what cannot be read, and for
+    pictures whose score would be none (images_command.score_folder).
+    """
+    numbers = {"num-images": config.num_images, "batch-size": config.batch_size, "num-prompts": config.num_prompts}
+    check_numbers(at_least_one=numbers | {"max-new-tokens": config.max_new_tokens}, seed=seed)
+    check_sampling(config.sampling)
+    if references is not None:
+        read_folder(references, partial=True)  # what is wrong with it is told before hours of drawing
+    prompts = with_questions(
+        read_prompts(prompt_file)
+        if prompt_file is not None
+        else WORLDS["geneval"]().evaluation_prompts(config.split, config.num_prompts, seed)
+    )
+    drawing = drawing_settings(model, [prompt_row(p) for p in prompts], seed=seed, sampling=config.sampling)
+    settings = {
+        "references": str(references.resolve()) if references else "",
+        "llm_judge": llm_judge,
+        "max_new_tokens": config.max_new_tokens,
+    }
+    known, pictures = output_dir / "settings.json", output_dir / "evaluation"
+    if known.exists():
+        check_settings(known, settings, made=output_dir, flag="--output-dir")
+    elif is_occupied(output_dir):
+        raise ValueError(f"{output_dir} exists and holds no {known.name}: choose another --output-dir")
+    check_folder(pictures, drawing)
+    processes = Processes()
+    adapter = load_model(model).to(processes.device)
+    if processes.is_main:
+        (output_dir / "evaluation.json").unlink(missing_ok=True)  # no summary of before outlives an error
+        if not known.exists():
+            write_summary(output_dir, known.stem, settings | about(command))
+        open_folder(adapter, pictures, drawing, command=command)
+    processes.wait()
+    share = {"rank": processes.rank, "processes": processes.count}
+    options = {"num_images": config.num_images, "seed": seed, "batch_size": config.batch_size}
+    draw_missing(adapter, drawing["prompts"], pictures, sampling=config.sampling, **options, **share)
+    processes.wait()
+    judge = {"detector_weights": detector_weights, "color_weights": color_weights, "command": command, "show": False}
+    scored = score_folder(pictures, output_dir=output_dir / "scores", **judge)
+    if references is not None:
+        score_folder(references, output_dir=output_dir / "reference-scores", partial=True, **judge)
+    processes.wait()
+    own = asked_about(output_dir / "scores", pictures, prompts)
+    right = [] if references is None else right_references(output_dir / "reference-scores", references, prompts)
+    told = {
+        name: _ask(adapter, asked, output_dir / folder, processes, config)
+        for name, folder, asked in (("own", "answers", own), ("references", "reference-answers", right))
+    }
+    if not processes.is_main or scored is None:
+        return None
+    del adapter  # a chat model wants the memory
+    cache = llm_cache or output_dir / "judgements"
+    generated, read = (
+        matched(asked, told[name], llm_judge, cache, processes.device)
+        for name, asked in (("own", own), ("references", right))
+    )
+    write_jsonl(pictures / "results.jsonl", generated)
+    write_jsonl(pictures / "references.jsonl", read)
+    summary = summarize_rows(
+        generated,
+        read,
+        scored["label"],
+        seed=seed,
+        sampling=asdict(config.sampling),
+        model=model.weights,
+        official_prompts=scored["official_prompts"],
+        reference_pictures=None if references is None else {"folder": str(references), "right": len(read)},
+        unsettled={"own": _unsettled(generated), "references": _unsettled(read)},
+        answers_judged_by=llm_judge or "rules",
+        images_read_from="the PNG files",
+        **about(command),
+    )
+    path = write_summary(output_dir, "evaluation", summary)
+    _show(summary, path)
+    return summary
+
+
+def with_questions(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts, with our questions where a record has none of its own."""
+    return [p if p.questions else replace(p, questions=questions_for(p.tag, p.include)) for p in prompts]
+
+
+# ----------------------------------------------------------------------------------------- what is asked
+
+
+def asked_about(scores: Path, pictures: Path, prompts: Sequence[Prompt]) -> list[Asked]:
+    """Every judged picture with its prompt's own question."""
+    rows = read_jsonl(scores / "results.jsonl")
+    return [Asked(row=row, file=pictures / row["filename"], prompt=prompts[row["index"]]) for row in rows]
+
+
+def right_references(scores: Path, folder: Path, prompts: Sequence[Prompt]) -> list[Asked]:
+    """The reference pictures that the detector calls right. Those of an evaluated prompt get its number and question;
+    the others numbers beyond, and the question of their own record or ours."""
+    places = {json.dumps(prompt.metadata(), sort_keys=True): i for i, prompt in reversed(list(enumerate(prompts)))}
+    own = {picture.name: picture.prompt for picture in read_folder(folder, partial=True)}
+    found: list[Asked] = []
+    for row in read_jsonl(scores / "results.jsonl"):
+        if not row["correct"]:
+            continue
+        prompt = own[row["filename"]]
+        index = places.get(json.dumps(prompt.metadata(), sort_keys=True))
+        number = len(prompts) + row["index"] if index is None else index
+        chosen = with_questions([prompt])[0] if index is None else prompts[index]
+        found.append(Asked(row=row | {"index": number}, file=folder / row["filename"], prompt=chosen))
+    return found
+
+
+def _ask(
+    model: UnifiedModel, asked: Sequence[Asked], folder: Path, processes: Processes, config: EvalConfig
+) -> dict[tuple[str, str, str], str]:
+    """key -> the model's answer, greedy; answers that are on disk are not asked for again."""
+    if processes.is_main and folder.exists():
+        mend(folder.glob("*.jsonl"))
+    processes.wait()
+    done = _answers(folder)
+    processes.wait()  # all have read before any adds
+    numbered = [
+        (each, Job(number=i, image=each.row["filename"], file=each.file, question=each.key[2]))
+        for i, each in enumerate(asked)
+    ]
+    missing = [pair for pair in numbered if pair[0].key not in done][processes.rank :: processes.count]
+    sampling = AnswerSampling(max_new_tokens=config.max_new_tokens)
+    with progress_bar(Console(stderr=True), disable=not processes.is_main or not asked) as progress:
+        bar = progress.add_task(f"asking ({folder.name})", total=len(missing))
+        rows = answer_jobs(model, [job for _, job in missing], sampling, seed=0, batch_size=config.batch_size)
+        for start, part in zip(range(0, len(missing), config.batch_size), rows, strict=True):
+            told = zip(part, missing[start:], strict=False)
+            append_rows(
+                folder / f"process-{processes.rank:04d}.jsonl",
+                [row | {"digest": each.row["digest"]} for row, (each, _) in told],
+            )
+            progress.advance(bar, len(part))
+    processes.wait()
+    return _answers(folder)
+
+
+def _answers(folder: Path) -> dict[tuple[str, str, str], str]:
+    """Errors: ValueError "file:line: ..." for a row that is not ours."""
+    found: dict[tuple[str, str, str], str] = {}
+    for file in sorted(folder.glob("*.jsonl")):
+        for number, row in enumerate(read_jsonl(file) if file.stat().st_size else [], start=1):
+            if not all(isinstance(row.get(name), str) for name in ("image", "digest", "question", "answer")):
+                raise ValueError(f"{file}:{number} is no row of this command: delete it")
+            found[row["image"], row["digest"], row["question"]] = row["answer"]
+    return found
+
+
+# ----------------------------------------------------------------------------------------- what it is worth
+
+
+def matched(
+    asked: Sequence[Asked], told: dict[tuple[str, str, str], str], llm_judge: str, cache: Path, device: Any
+) -> list[Row]:
+    """The rows of an evaluation: verdict, question, answer, and whether the answer is the gold one."""
+    match, rows = WORLDS["geneval"]().match, []
+    for each in asked:
+        question = each.prompt.questions[0]
+        verdict = match(each.prompt.tag, question.answer, told[each.key])
+        rows.append(
+            {
+                **{name: each.row[name] for name in ("filename", "tag", "prompt")},
+                "question": question.question,
+                "expected": question.answer,
+                "answer": told[each.key],
+                "answer_correct": verdict.same,
+                "settled": verdict.settled,
+                "why": verdict.why,
+                **{name: each.row[name] for name in ("correct", "reason", "index", "sample", "metadata", "details")},
+            }
+        )
+    if llm_judge and rows:
+        verdicts = judge_answers(rows, llm_judge, cache, device)
+        for row, said in zip(rows, verdicts, strict=True):
+            row |= {"rules": row["answer_correct"], "answer_correct": said is True, "settled": said is not None}
+    return rows
+
+
+def _unsettled(rows: Sequence[Row]) -> dict[str, Any]:
+    """Answers of which the judge could not tell whether they are right; they count as wrong."""
+    return accuracy(sum(not row["settled"] for row in rows), len(rows))
+
+
+def _show(summary: dict[str, Any], path: Path) -> None:
+    console = Console()
+    console.print(f"{summary['label']}; answers judged by {summary['answers_judged_by']}", highlight=False)
+    console.print(summary_table(summary))
+    console.print(imbalance_table(summary))
+    for name, words in (("own", "own pictures"), ("references", "reference pictures")):
+        part = summary["unsettled"][name]
+        if part["n"]:
+            told = f"{part['correct']} of {part['n']} ({100 * part['accuracy']:.1f} %)"
+            console.print(f"unsettled answers on {words}, counted as wrong: {told}", highlight=False)
+    if not summary["understanding"]["n"]:
+        console.print("understanding and the second imbalance rate want --references DIR", highlight=False)
+    console.print(f"written: {path}", soft_wrap=True)

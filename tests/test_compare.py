@@ -1,0 +1,145 @@
+"""Comparisons: p-values and intervals by hand and by simulation, the page and its numbers, what is refused."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+
+from openunirl.cli import main
+from openunirl.compare import write_comparison
+from openunirl.evaluation.paired import RATES, change, imbalance_changes, mcnemar, sign_flip
+from openunirl.report import write_report
+from test_report import AFTER, BEFORE, Page, _references, _rows, _write, _write_side
+
+
+def test_mcnemar_by_hand():
+    assert mcnemar(0, 0) == 1.0 and mcnemar(3, 3) == 1.0
+    assert mcnemar(8, 1) == pytest.approx(2 * (1 + 9) / 2**9)
+    assert mcnemar(1, 8) == mcnemar(8, 1)
+    with pytest.raises(ValueError, match="gained = -1"):
+        mcnemar(-1, 2)
+
+
+def test_sign_flips_agree_with_the_exact_test_where_both_apply():
+    rng = np.random.default_rng(0)
+    difference = np.array([1.0] * 9 + [-1.0] * 3 + [0.0] * 20)
+    assert sign_flip(difference, rng) == mcnemar(9, 3)
+    # the same differences beside one that is almost 0 go through the random flips
+    assert sign_flip(np.append(difference, 1e-12), rng) == pytest.approx(mcnemar(9, 3), abs=0.015)
+    assert sign_flip(np.full(30, 1.0) + np.arange(30) / 100, rng) == pytest.approx(1 / 10_001)
+
+
+def test_p_values_hold_their_level():
+    """Of equal models 5 % get p < 0.05, within what 400 trials tell; two images a prompt."""
+    rng, below = np.random.default_rng(1), 0
+    for _ in range(400):
+        p = rng.random(40)
+        a, b = (rng.random((40, 2)) < p[:, None] for _ in range(2))
+        below += sign_flip(b.mean(1) - a.mean(1), rng, draws=400) < 0.05
+    assert below <= 400 * 0.05 + 4 * math.sqrt(400 * 0.05 * 0.95)
+
+
+def rows(pairs, tag="colors"):
+    return [
+        {"tag": tag, "prompt": f"p{i}", "index": i, "sample": 0, "correct": c, "answer_correct": a}
+        for i, (c, a) in enumerate(pairs)
+    ]
+
+
+def test_a_change_is_that_of_the_common_images():
+    a, b = rows([(False, True)] * 6), rows([(True, True)] * 4)
+    got = change(a, b, lambda row: row["correct"])
+    assert got is not None and (got.value, got.prompts, got.p) == (1.0, 4, mcnemar(4, 0))
+    assert change(a, rows([(True, True)], tag="counting"), lambda row: row["correct"]) is None
+
+
+def test_the_macro_mean_weighs_tasks_alike():
+    a = rows([(False, True)] * 6) + rows([(False, True)] * 2, tag="counting")
+    b = rows([(False, True)] * 6) + rows([(True, True)] * 2, tag="counting")
+    got = change(a, b, lambda row: row["correct"], macro=True)
+    assert got is not None and got.value == pytest.approx(0.5)
+
+
+def test_imbalance_changes():
+    a = rows([(True, False)] * 20 + [(False, True)] * 20)
+    b = rows([(True, True)] * 20 + [(False, True)] * 20)
+    read = rows([(True, True)] * 40)
+    got = imbalance_changes((a, read), (b, read))
+    first, second, score = (got[name] for name in (*RATES, "score"))
+    assert first.value == -1.0 and first.p < 0.001 and first.prompts == 40
+    assert second.value == 0.0 and second.p == 1.0
+    assert score.value == -0.5 and score.low <= -0.5 <= score.high < 0
+    assert "score" not in imbalance_changes((a, []), (b, []))  # no references, so no second rate
+
+
+# ----------------------------------------------------------------------------------------------------- the page
+
+
+def evaluation(folder, right, seed=2):
+    """A folder as `evaluate` writes it."""
+    _write_side(folder, "after", _rows(right, 0.3, seed), _references(2))
+    (folder / "evaluation" / "after").rename(folder / "moved")
+    summary = (folder / "evaluation" / "after.json").read_text()
+    shutil.rmtree(folder / "evaluation")
+    (folder / "moved").rename(folder / "evaluation")
+    (folder / "evaluation.json").write_text(summary)
+    return folder
+
+
+def test_evaluations_side_by_side(tmp_path, capsys):
+    a, b, c = (evaluation(tmp_path / n, r) for n, r in (("a", BEFORE), ("b", AFTER), ("c", BEFORE)))
+    page = tmp_path / "out" / "page.html"
+    assert main(["report", str(a), str(b), str(c), "--output", str(page)]) == 0
+    printed = capsys.readouterr().out
+    assert "b against a" in printed and printed.endswith(f"{page}\n")
+    told = Page(page)
+    assert not {"script", "link", "iframe"} & {tag for tag, _ in told.elements} and "http:" not in told.source
+    assert "b: drawing changed by +38.9 points against a" in told.texts["verdict"]
+    assert "c: drawing did not change: +0.0 points against a" in told.texts["verdict"]
+    assert len(told.images) == 3 * 3 * 3  # tasks, cards, sides
+    counting = told.row("comparison", "counting")
+    assert counting[1].startswith("25.0 %") and "66.7 %" in counting[2] and "+41.7" in counting[2]
+    assert f"p = {mcnemar(5, 0):.4f}" in counting[2]
+    numbers = json.loads(page.with_suffix(".json").read_text())
+    assert numbers["sides"] == ["a", "b", "c"]
+    drawing = next(line for line in numbers["lines"] if line["name"] == "Drawing")
+    assert drawing["changes"][0] is None and drawing["changes"][1]["value"] == pytest.approx(14 / 36)
+    assert {"Imbalance score", "Collusion gap", "Self-reward", "Understanding"} <= {n["name"] for n in numbers["lines"]}
+
+
+def test_runs_bring_their_base_and_their_curves(tmp_path):
+    for name, right in (("x", AFTER), ("y", BEFORE)):
+        _write_side(tmp_path / name, "before", _rows(BEFORE, 0.3, 1), _references(2))
+        _write_side(tmp_path / name, "after", _rows(right, 0.3, 2), _references(2))
+        _write(tmp_path / name / "metrics.jsonl", [{"step": s, "reward": s / 9} for s in range(1, 9)])
+    told = Page(write_comparison([tmp_path / "x", tmp_path / "y"], tmp_path / "page.html"))
+    assert [row for row in told.rows["comparison"][0]] == ["", "x, before", "x", "y"]
+    assert told.source.count('class="panel"') == 1 and "x from 0.111 to 0.889; y from" in told.source
+
+
+def test_what_is_unfair_is_told(tmp_path):
+    a, b = evaluation(tmp_path / "a", BEFORE), evaluation(tmp_path / "b", AFTER)
+    summary = json.loads((b / "evaluation.json").read_text())
+    (b / "evaluation.json").write_text(json.dumps(summary | {"seed": 5}))
+    results = b / "evaluation" / "results.jsonl"
+    results.write_text("".join(results.read_text().splitlines(keepends=True)[:30]))
+    problems = Page(write_comparison([a, b], tmp_path / "page.html")).texts["problems"]
+    assert "differ in seed: a: 0; b: 5" in problems and "the changes are those of the 30 that both have" in problems
+
+
+def test_nothing_to_compare(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    a = evaluation(tmp_path / "a", BEFORE)
+    for folders, words in (((a, tmp_path / "empty"), "holds nothing to compare"), ((a, a), "is named twice")):
+        assert main(["report", *map(str, folders), "--output", str(tmp_path / "page.html")]) == 1
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_one_run_still_gets_its_own_report(tmp_path, capsys):
+    _write_side(tmp_path / "x", "after", _rows(AFTER, 0.3, 2), _references(2))
+    assert main(["report", str(tmp_path / "x")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'x' / 'report.html'}\n"
+    assert write_report(tmp_path / "x").exists()

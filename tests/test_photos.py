@@ -1,0 +1,326 @@
+"""`openunirl evaluate MODEL --world geneval`: what is written, continued after a stop, asked, matched and refused."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from openunirl.cli import main
+from openunirl.evaluation import llm_judge
+from openunirl.evaluation.llm_judge import ChatModel, judge_answers, verdict_of
+from openunirl.models.showo import Showo
+from openunirl.presets_real import PUBLISHED
+from openunirl.tasks.records import read_jsonl, write_jsonl
+from openunirl.tasks.worlds import WORLDS
+from photo_checkpoints import save_clip, save_mask2former
+
+RECORDS = [
+    {"tag": "single_object", "include": [{"class": name, "count": 1}], "prompt": f"a photo of a {name}"}
+    for name in ("handbag", "bench", "cup")  # the first is what the random detector finds
+]
+QUESTION = {"question": "What is the main item in this image?", "answer": "handbag"}
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="module")
+def judges(tmp_path_factory):
+    place = tmp_path_factory.mktemp("judges")
+    save_mask2former(place / "mask2former")
+    save_clip(place / "clip")
+    write_jsonl(place / "prompts.jsonl", [RECORDS[0] | QUESTION, *RECORDS[1:]])
+    return place
+
+
+def arguments(judges, out, *flags, prompts=None):
+    argv = ["evaluate", "tiny-showo", "--world", "geneval", "--output-dir", out, "--num-images", 2]
+    argv += ["--sampling.num-timesteps", 2, "--detector-weights", judges / "mask2former", "--batch-size", 4]
+    argv += ["--color-weights", judges / "clip", "--prompt-file", prompts or judges / "prompts.jsonl", *flags]
+    return [str(each) for each in argv]
+
+
+def run(judges, out, *flags, code=0, prompts=None):
+    assert main(arguments(judges, out, *flags, prompts=prompts)) == code
+
+
+@pytest.fixture
+def call(judges):
+    return lambda out, *flags, **more: run(judges, out, *flags, **more)
+
+
+@pytest.fixture(scope="module")
+def base(judges, tmp_path_factory):
+    """An evaluation, whose pictures serve others as references."""
+    out = tmp_path_factory.mktemp("base") / "out"
+    run(judges, out, "--seed", 7)
+    return out
+
+
+@pytest.fixture(scope="module")
+def whole(judges, base, tmp_path_factory):
+    """An evaluation that nothing stopped."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    run(judges, out, "--references", base / "evaluation")
+    return out
+
+
+def files(out):
+    """Everything but the summaries' commands and times."""
+    return {
+        path.relative_to(out).as_posix(): path.read_bytes()
+        for path in sorted(out.rglob("*"))
+        if path.is_file() and path.name not in ("settings.json", "generate.json", "evaluation.json")
+    }
+
+
+def numbers(out):
+    told = json.loads((out / "evaluation.json").read_text())
+    return {name: told[name] for name in ("geneval", "understanding", "imbalance", "self_reward", "unsettled")}
+
+
+# ------------------------------------------------------------------------------------------------ what is written
+
+
+def test_both_tasks_and_their_imbalance(call, base, tmp_path, capsys):
+    out = tmp_path / "out"
+    call(out, "--references", base / "evaluation")
+    printed = capsys.readouterr().out
+    for words in ("Drawing (GenEval)", "answer wrong | image right", "unsettled answers on reference pictures"):
+        assert words in printed
+    summary = json.loads((out / "evaluation.json").read_text())
+    own, read = (read_jsonl(out / "evaluation" / name) for name in ("results.jsonl", "references.jsonl"))
+    assert len(own) == summary["geneval"]["n"] == 6 and summary["geneval"]["overall"] == pytest.approx(1 / 3)
+    assert [row["filename"] for row in read] == ["00000/samples/0000.png", "00000/samples/0001.png"]
+    assert {row["question"] for row in read} == {QUESTION["question"]}
+    assert own[2]["question"] == "What is the main object in this picture?"  # ours, where the record has none
+    assert summary["understanding"]["n"] == 2 and summary["reference_pictures"]["right"] == 2
+    match = WORLDS["geneval"]().match
+    for row in (*own, *read):
+        found = match(row["tag"], row["expected"], row["answer"])
+        assert (row["answer_correct"], row["settled"]) == (found.same, found.settled)
+    assert summary["imbalance"]["own_images"]["image_wrong_answer_wrong"] == 4
+    assert summary["label"].startswith("GenEval protocol, weights ") and summary["answers_judged_by"] == "rules"
+    assert summary["unsettled"]["own"]["n"] == 6
+
+
+def test_fewer_prompts_are_balanced_over_the_tasks():
+    prompts = WORLDS["geneval"]().evaluation_prompts("heldout", 12, 0)
+    assert sorted(p.tag for p in prompts) == sorted(list(dict.fromkeys(p.tag for p in prompts)) * 2)
+    assert len(WORLDS["geneval"]().evaluation_prompts("heldout", 10_000, 0)) == 553
+
+
+# ---------------------------------------------------------------------------------------------------------- again
+
+
+@pytest.mark.parametrize("stage", ["sample_images", "decode", "detect", "sample_answers", "write_jsonl"])
+def test_a_stopped_evaluation_is_continued(call, base, whole, tmp_path, monkeypatch, stage):
+    """Stopped at the second call of a stage; then no picture is drawn again, and the result is the same."""
+    out, calls = tmp_path / "out", {"n": 0}
+
+    def stopping(of, name):
+        original = getattr(of, name)
+
+        def stop(*args, **kwargs):
+            calls["n"] += 1
+            if calls["n"] == 2:
+                raise KeyboardInterrupt
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(of, name, stop)
+
+    from openunirl.evaluation import photos
+    from openunirl.evaluation.detectors import Mask2FormerDetector
+
+    stopping({"detect": Mask2FormerDetector, "write_jsonl": photos}.get(stage, Showo), stage)
+    call(out, "--references", base / "evaluation", code=130)
+    assert not (out / "evaluation.json").exists()
+    before = {name: time for name, time in times(out).items() if name.endswith(".png")}
+    monkeypatch.undo()
+    call(out, "--references", base / "evaluation")
+    assert files(out) == files(whole) and numbers(out) == numbers(whole)
+    assert all(times(out)[name] == time for name, time in before.items())
+
+
+def times(out):
+    return {path.relative_to(out).as_posix(): path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+
+
+def test_a_finished_evaluation_repeats_nothing(call, base, whole, monkeypatch):
+    was = numbers(whole)
+
+    def never(*_, **__):
+        raise AssertionError("it was done before")
+
+    monkeypatch.setattr(Showo, "sample_images", never)
+    monkeypatch.setattr(Showo, "sample_answers", never)
+    answers = whole / "answers" / "process-0000.jsonl"
+    answers.write_bytes(answers.read_bytes() + b'{"image": "0000')  # what a kill may leave
+    call(whole, "--references", base / "evaluation")
+    assert numbers(whole) == was
+
+
+def test_several_processes_take_shares(judges, base, whole, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        shared = {"MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    shared |= {"GLOO_SOCKET_IFNAME": "lo", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    argv = arguments(judges, tmp_path / "out", "--references", base / "evaluation")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "openunirl.cli", *argv],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank},
+        )
+        for rank in ("0", "1")
+    ]
+    (main_out, main_err), (other_out, other_err) = (process.communicate(timeout=300) for process in processes)
+    assert [process.returncode for process in processes] == [0, 0], main_err + other_err
+    assert "written: " in main_out and other_out == ""
+    told = [read_jsonl(out / "evaluation" / "results.jsonl") for out in (tmp_path / "out", whole)]
+    for ours, theirs in zip(*told, strict=True):
+        assert all(ours[name] == theirs[name] for name in ("filename", "correct", "answer", "question", "index"))
+    assert len(list((tmp_path / "out" / "answers").glob("process-*.jsonl"))) == 2
+
+
+# ------------------------------------------------------------------------------------------------------- refusals
+
+
+def test_refusals(call, base, judges, tmp_path, capsys):
+    out = tmp_path / "out"
+
+    def refused(*flags, code=1, **more):
+        capsys.readouterr()
+        call(out, *flags, code=code, **more)
+        return capsys.readouterr().err.splitlines()[-1]
+
+    assert "there is no folder" in refused("--references", tmp_path / "no") and not out.exists()
+    assert "--num-images is 0" in refused("--num-images", 0)
+    assert "asks for 'circle', which the detector" in refused(prompts=circle(tmp_path))
+    shutil.rmtree(out)
+    call(out)
+    assert 'was made with references ""' in refused("--references", base / "evaluation")
+    assert "was made with max_new_tokens 8, not 3" in refused("--max-new-tokens", 3)
+    assert "was made with seed 0, not 1" in refused("--seed", 1)
+    assert "holds no settings.json" in refused("--output-dir", judges)
+    assert main(["evaluate", "tiny-showo", "--references", "x"]) == 2
+    assert "--references x belongs to --world geneval" in capsys.readouterr().err
+    assert main(["evaluate", "tiny-showo", "--settings", "showo-51"]) == 2
+    assert "did you mean showo-512?" in capsys.readouterr().err
+
+
+def circle(place):
+    record = {"tag": "single_object", "include": [{"class": "circle", "count": 1}], "prompt": "a photo of a circle"}
+    write_jsonl(place / "circle.jsonl", [record | {"question": "what is it?", "answer": "circle"}])
+    return place / "circle.jsonl"
+
+
+# ------------------------------------------------------------------------------------------- published names
+
+
+def test_a_published_name_brings_its_parts_and_settings(monkeypatch):
+    called = {}
+
+    def note(name):
+        return lambda *args, **kwargs: called.update({name: (args, kwargs)})
+
+    monkeypatch.setattr("openunirl.evaluation.photos.evaluate_photos", note("evaluate"))
+    monkeypatch.setattr("openunirl.generate.generate", note("generate"))
+    monkeypatch.setattr("openunirl.answer.answer", note("answer"))
+    known = PUBLISHED["showo-512"]
+    assert main(["evaluate", "showo-512", "--num-images", "1"]) == 0
+    (model, config), _ = called["evaluate"]
+    assert model == known.model and config.sampling == known.sampling
+    assert (config.num_prompts, config.num_images, config.max_new_tokens) == (553, 1, 100)
+    assert main(["generate", "showo-512", "--prompts", "a", "--output-dir", "x"]) == 0
+    assert called["generate"][0][0] == known.model and called["generate"][1]["sampling"] == known.sampling
+    assert main(["answer", "own/model", "--settings", "janus-1.3b", "--images", "a.png", "--questions", "b"]) == 0
+    (model, _), rest = called["answer"]
+    assert (model.weights, model.family, model.roles) == ("own/model", "janus", ("User", "Assistant"))
+    assert model.image_tokenizer is None and rest["sampling"].max_new_tokens == 100
+    assert main(["generate", "--settings", "showo-512", "--help"]) == 0
+
+
+# ------------------------------------------------------------------------------------------------- the chat model
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory):
+    """A random Llama with a chat template; it says nothing that can be read."""
+    place, words = tmp_path_factory.mktemp("chat"), ["<unk>", "<end>", "<user>", "same", "different", "well", "a"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<end>")
+    fast.chat_template = "{% for m in messages %}<user> {{ m['content'] }} {% endfor %}"
+    fast.save_pretrained(place)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        eos_token_id=1, bos_token_id=1,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(place)
+    return place
+
+
+def test_a_chat_model_judges_and_its_replies_are_kept(call, base, chat, tmp_path, monkeypatch):
+    replies = []
+
+    def reply(self, prompts):
+        replies.append(list(prompts))
+        return ["Same." if "handbag" in prompt else "I cannot tell" for prompt in prompts]
+
+    real = ChatModel.replies
+    monkeypatch.setattr(ChatModel, "replies", reply)
+    flags = ["--references", base / "evaluation", "--llm-judge", chat, "--llm-cache", tmp_path / "cache"]
+    call(tmp_path / "out", *flags)
+    summary = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert summary["understanding"]["overall"] == 1.0 and summary["answers_judged_by"] == str(chat)
+    assert summary["unsettled"]["own"]["correct"] == 4 and summary["self_reward"] == pytest.approx(1 / 3)
+    rows = read_jsonl(tmp_path / "out" / "evaluation" / "results.jsonl")
+    assert all(row["rules"] in (True, False) for row in rows)
+    asked = [prompt for part in replies for prompt in part]
+    assert len(asked) == len(set(asked)) and "The right answer: handbag" in asked[0]
+    call(tmp_path / "other", *flags)
+    assert len(asked) == sum(len(part) for part in replies), "a question was put twice"
+    monkeypatch.setattr(ChatModel, "replies", real)
+    row = {"question": "q", "expected": "e", "answer": "a"}
+    assert judge_answers([row, row], str(chat), tmp_path / "own") == [verdict_of(read_reply(tmp_path / "own"))] * 2
+
+
+def read_reply(cache):
+    (row,) = read_jsonl(cache / "replies.jsonl")
+    return row["reply"]
+
+
+def test_verdicts():
+    said = {
+        "same": True,
+        '"Same."': True,
+        "Yes, same": True,
+        "different": False,
+        "Not the same": False,
+        "not same": False,
+    }
+    said |= {"No.": False, "": None, "Well": None, "not sure": None, "The answers are the same": None}
+    assert {reply: verdict_of(reply) for reply in said} == said
+
+
+def test_bad_chat_models_and_caches(chat, tmp_path):
+    row = {"question": "q", "expected": "e", "answer": "a"}
+    with pytest.raises(ValueError, match="cannot be read as AutoTokenizer"):
+        judge_answers([row], str(tmp_path / "no"), tmp_path / "cache")
+    (tmp_path / "replies.jsonl").write_text('{"key": 1}\n')
+    with pytest.raises(ValueError, match=r"replies.jsonl:1 is no reply of a judge"):
+        judge_answers([row], str(chat), tmp_path)
+    assert "{question}" in llm_judge.PROMPT
