@@ -56,6 +56,7 @@ class Processes:
         if model.reference_net is not None:  # the same autocast as the policy, or the KL would not start at 0
             prepared: Any = self.accelerator.prepare_model(model.reference_net, evaluation_mode=True)
             model.reference_net = prepared
+            model.rest()
         return wrapped
 
     @staticmethod

@@ -73,7 +73,7 @@ class Run:
         if config.eval.num_prompts and world.judge is None:
             raise ValueError(f"the world {config.world} has no detector yet: train with --eval.num-prompts 0")
         model = load_model(config.model)
-        model.freeze_reference()
+        set_up(model, config)
         point = checkpoint.saved(folder)[-1] if resume and checkpoint.saved(folder) else None
         done = checkpoint.read_state(point)["step"] if point else 0
         if point:
@@ -308,6 +308,19 @@ class Run:
     def _summary(self, name: str) -> dict[str, Any] | None:
         path = self.folder / "evaluation" / f"{name}.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def set_up(model: UnifiedModel, config: RunConfig) -> None:
+    """What is trained, what the frozen base is, and what the backward pass keeps."""
+    if config.lora.rank:
+        model.add_adapters(config.lora, config.seed)
+    else:
+        model.freeze_reference(
+            dtype=torch.bfloat16 if config.train.reference == "bf16" else None,
+            rests_on=torch.device("cpu") if config.train.reference == "cpu" else None,
+        )
+    if config.train.gradient_checkpointing:
+        model.recompute_activations()
 
 
 def known(rewards: torch.Tensor) -> torch.Tensor:

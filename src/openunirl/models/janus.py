@@ -55,7 +55,13 @@ _VQ = "model.vqmodel."
 
 
 class Janus(Adapter):
-    """The adapter. `net` is trained; `image_tokenizer` is frozen; `reference()` swaps in the frozen base."""
+    """The adapter. `net` is trained; `image_tokenizer` is frozen; `reference()` swaps in the frozen base.
+
+    On its own pictures the vision tower is not trained (gradients pass through it): what speaks and draws is, not what
+    sees."""
+
+    trunk = "model.language_model"
+    unlearned = ("model.vision_model",)
 
     def __init__(self, net: JanusNet, image_tokenizer: JanusVQ, prompting: Prompting, config: JanusConfig) -> None:
         parts: Any = config
@@ -113,7 +119,7 @@ class Janus(Adapter):
         """A self-contained folder that transformers' JanusForConditionalGeneration loads too."""
         path.mkdir(parents=True, exist_ok=True)
         frozen = {_VQ + name: value for name, value in self.image_tokenizer.state_dict().items()}
-        checkpoints.write_state(path / "model.safetensors", self.net.state_dict() | frozen, dtype)
+        checkpoints.write_state(path / "model.safetensors", self.trained_state() | frozen, dtype)
         self.prompting.tokenizer.save_pretrained(path)
         config, vocab = json.loads(self.config.to_json_string()), self.prompting.vocab
         config["text_config"] |= {"bos_token_id": vocab.bos, "eos_token_id": vocab.eos, "pad_token_id": vocab.pad}
@@ -126,18 +132,11 @@ class Janus(Adapter):
             "max_text_len": self.prompting.max_text_len,
         }
         (path / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        self.save_adapters(path)
 
-    def load_weights(self, path: Path) -> None:
-        """Replaces the trained weights by those of a folder that `save` wrote."""
-        checkpoints.load_strictly(self.net, _split(checkpoints.read_state(path))[0], path)
-
-    # -------------------------------------------------------------------------------------------- reference
-
-    def freeze_reference(self) -> None:
-        """From here on the vision tower is frozen, too (gradients pass through it): self-improvement trains what speaks
-        and draws, not what sees."""
-        super().freeze_reference()
-        self.net.get_submodule("model.vision_model").requires_grad_(False)
+    @staticmethod
+    def read_trained(path: Path) -> dict[str, torch.Tensor]:
+        return _split(checkpoints.read_state(path))[0]
 
     # ---------------------------------------------------------------------------------------------- drawing
 

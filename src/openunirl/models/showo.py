@@ -54,6 +54,8 @@ from openunirl.types import (
 class Showo(Adapter):
     """The adapter. `net` is trained; `image_tokenizer` is frozen; `reference()` swaps in the frozen base."""
 
+    trunk = "showo.model"
+
     def __init__(self, net: ShowoNet, image_tokenizer: Magvit, prompting: Prompting, num_image_tokens: int) -> None:
         if net.sizes.vocab_size != prompting.vocab.size:
             raise ValueError(
@@ -110,7 +112,7 @@ class Showo(Adapter):
     def save(self, path: Path, dtype: torch.dtype | None = None) -> None:
         """A self-contained folder; language model and image tokenizer keep their official key names."""
         path.mkdir(parents=True, exist_ok=True)
-        checkpoints.write_state(path / "model.safetensors", self.net.state_dict(), dtype)
+        checkpoints.write_state(path / "model.safetensors", self.trained_state(), dtype)
         checkpoints.write_state(path / "image_tokenizer.safetensors", self.image_tokenizer.state_dict(), dtype)
         self.prompting.tokenizer.save_pretrained(path / "tokenizer")
         vocab = self.prompting.vocab
@@ -125,10 +127,11 @@ class Showo(Adapter):
             "norm_groups": self.image_tokenizer.config.norm_groups,
         }
         (path / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        self.save_adapters(path)
 
-    def load_weights(self, path: Path) -> None:
-        """Replaces the trained weights by those of a folder that `save` wrote."""
-        checkpoints.load_strictly(self.net, checkpoints.read_state(path, "model"), path)
+    @staticmethod
+    def read_trained(path: Path) -> dict[str, torch.Tensor]:
+        return checkpoints.read_state(path, "model")
 
     # ---------------------------------------------------------------------------------------------- drawing
 
