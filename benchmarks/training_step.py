@@ -6,7 +6,8 @@ One pass scores the tokens of guided images (a random mask, Show-o; all of them,
 plain passes, below, are what a paper's code does: every row in full with all its padding, all logits of the vocabulary
 (Janus: of the head) at every position, a row for each question with its own image prefix. Both sides must give the same
 gradients, within 1e-5 of their norm. "recomputed" is ours with --train.gradient-checkpointing. Memory is what the
-allocator saw at the worst moment, above the weights and their gradients (benchmarks/memory.py); with --repeats 0 nothing else is measured.
+allocator saw at the worst moment, above the weights and their gradients (benchmarks/memory.py); --repeats 0
+measures nothing else.
 """
 
 from __future__ import annotations

@@ -79,18 +79,20 @@ class Run:
         if point:
             model.load_weights(point)
         trackers: list[Any] = [JsonlTracker(folder / "metrics.jsonl", done), *config.train.report_to]
-        processes = Processes(config.train.mixed_precision, trackers, folder)
+        processes = Processes(config.train.mixed_precision, trackers, folder, config.train.shard)
         prompts = _prompts_of_run(config, world, processes.count)
         model.check_prompts([prompt.prompt for prompt in prompts])
         optim = config.optim
-        optimizer = build_optimizer(
-            model.net,
-            lr=optim.lr,
-            weight_decay=optim.weight_decay,
-            betas=(optim.adam_beta1, optim.adam_beta2),
-            epsilon=optim.adam_epsilon,
-        )[0]
-        optimizer = processes.prepare(model, optimizer)
+        optimizer = processes.prepare(
+            model,
+            lambda net: build_optimizer(
+                net,
+                lr=optim.lr,
+                weight_decay=optim.weight_decay,
+                betas=(optim.adam_beta1, optim.adam_beta2),
+                epsilon=optim.adam_epsilon,
+            )[0],
+        )
         if point:
             checkpoint.load_optimizer(point, optimizer)
         if processes.is_main:
@@ -158,8 +160,7 @@ class Run:
                 total += float(part.detach())
                 if part.requires_grad:
                     self.processes.accelerator.backward(part)
-        norm = self.processes.accelerator.clip_grad_norm_(self.model.net.parameters(), optim.max_grad_norm)
-        norm = float(norm) if norm is not None else 0.0
+        norm = self.processes.clip(self.model.net, optim.max_grad_norm)
         total = self.processes.sum({"loss": total})["loss"] / self.processes.count
         if not (math.isfinite(total) and math.isfinite(norm)):
             raise ValueError(
@@ -214,12 +215,11 @@ class Run:
     def save_if_due(self, step: int) -> None:
         train = self.config.train
         due = step == train.max_steps or (train.save_steps and step % train.save_steps == 0)
-        if due and self.processes.is_main:
-            wrapped, self.model.net = self.model.net, self.processes.unwrapped(self.model.net)
-            try:
-                checkpoint.save(self.folder, self.model, self.optimizer, {"step": step}, train.save_total_limit)
-            finally:
-                self.model.net = wrapped
+        if due:
+            state = self.processes.optimizer_state(self.optimizer)
+            with self.processes.whole(self.model):
+                if self.processes.is_main:
+                    checkpoint.save(self.folder, self.model, state, {"step": step}, train.save_total_limit)
         self.processes.wait()
 
     @contextmanager

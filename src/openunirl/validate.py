@@ -214,6 +214,10 @@ def _check_reference(config: RunConfig) -> None:
             f"--train.reference is {kind} and --lora.rank {config.lora.rank}: with adapters there is no copy of the "
             "base; leave --train.reference out"
         )
+    if kind == "cpu" and config.train.shard:
+        raise ValueError(
+            "--train.reference is cpu with --train.shard: shares of a copy stay where they are; leave one of them out"
+        )
     if kind == "cpu" and config.loss.reward_coef and "frozen" in config.reward.soft_judges:
         raise ValueError(
             "--train.reference is cpu, and --loss.reward-coef follows the frozen judge's gradient, which needs it "

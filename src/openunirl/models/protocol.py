@@ -74,6 +74,11 @@ class UnifiedModel(Protocol):
     num_codes: int  # V
 
     @property
+    def trunk(self) -> str:
+        """The dotted name, in `net`, of what holds the decoder's `layers`."""
+        ...
+
+    @property
     def image_tokenizer(self) -> nn.Module:
         """Frozen, save while `pretrain` trains it."""
         ...
