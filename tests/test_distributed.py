@@ -131,7 +131,7 @@ def finished(folder, weights, out, count, *more):
             more_env |= {"MASTER_ADDR": "127.0.0.1"}
         started.append(
             subprocess.Popen(
-                [*start, "--output-dir", str(out), *more, *FLAGS],
+                [*start, "--output-dir", str(out), *FLAGS[:-1], *more, FLAGS[-1]],
                 env=os.environ | more_env,
                 cwd=folder,
                 stdout=subprocess.DEVNULL,

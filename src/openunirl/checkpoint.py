@@ -1,8 +1,8 @@
 """Save and resume, atomically: a checkpoint folder is either whole or not there.
 
-In: the model, the optimizer, the step. Out: checkpoints/step-000100/ with the model in its own layout, optimizer.pt
-(read
-with weights_only=True) and state.json. All randomness is keyed by the step, so nothing else is needed to continue.
+In: the model, the optimizer's state, the step. Out: checkpoints/step-000100/ with the model in its own layout,
+optimizer.pt (read with weights_only=True) and state.json. All randomness is keyed by the step, so nothing else
+is needed to continue.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 
 from openunirl.models.protocol import UnifiedModel
+from openunirl.models.sharded import as_held
 
 _PREFIX = "step-"
 
@@ -25,7 +26,7 @@ def folder(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"{_PREFIX}{step:06d}"
 
 
-def save(run: Path, model: UnifiedModel, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int) -> Path:
+def save(run: Path, model: UnifiedModel, optimizer: dict[str, Any], state: dict[str, Any], keep: int) -> Path:
     """Writes the checkpoint of `state["step"]` beside its place, then renames; keeps the newest `keep`.
 
     Errors: OSError (such as a full disk) with the folder named; what was saved before is untouched.
@@ -35,7 +36,7 @@ def save(run: Path, model: UnifiedModel, optimizer: torch.optim.Optimizer, state
     shutil.rmtree(partial, ignore_errors=True)
     try:
         model.save(partial)
-        torch.save(optimizer.state_dict(), partial / "optimizer.pt")
+        torch.save(optimizer, partial / "optimizer.pt")
         (partial / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
@@ -70,6 +71,10 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer) -> None:
     """Moments and step counts; betas, weight decay and learning rate stay those of the present configuration."""
     kept = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    optimizer.load_state_dict(torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True))
+    loaded = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, values in loaded["state"].items():
+        loaded["state"][number] = {name: as_held(value, parameters[number]) for name, value in values.items()}
+    optimizer.load_state_dict(loaded)
     for group, present in zip(optimizer.param_groups, kept, strict=True):
         group.update(present)

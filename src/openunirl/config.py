@@ -165,6 +165,18 @@ class LossConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Adapters (peft) instead of all weights. Checkpoints hold the merged weights and, in adapter/, the adapters."""
+
+    rank: int = 0
+    """Rank of the adapters; 0 trains all weights. The frozen base is then the network without them: no second copy."""
+    alpha: float = 32.0
+    """An adapter's output is multiplied by alpha / rank."""
+    targets: tuple[str, ...] = ()
+    """Linear layers that get one, by the ends of their names; none given: all in the language model's layers."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """AdamW, warm-up, decay, clipping, accumulation."""
 
@@ -208,6 +220,13 @@ class TrainConfig:
     mixed_precision: Literal["no", "bf16", "auto"] = "no"
     """Autocast of the network's matrix products; log-probs stay in float32. "auto": bf16 where the machine multiplies
     it natively."""
+    gradient_checkpointing: bool = False
+    """Keep only the input of each of the decoder's layers, and compute the rest again in the backward pass."""
+    reference: Literal["copy", "cpu", "bf16"] = "copy"
+    """The frozen base, without --lora.rank: a full copy; one that rests on the CPU while it does not score; or one in
+    bf16, half as large, with which the KL starts near 0 instead of at 0."""
+    shard: bool = False
+    """Several processes: each holds a share of weights, gradients and optimizer state (FSDP2), instead of all (DDP)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,6 +267,7 @@ class RunConfig:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)

@@ -1,4 +1,4 @@
-"""The only file that knows accelerate: devices, processes, wrapping, exact reductions.
+"""The only file that knows accelerate: devices, processes, wrapping, sharding, exact reductions.
 
 In: a model adapter and optimizers. Out: the same, prepared; shares of a batch; sums and means over all processes.
 
@@ -9,16 +9,17 @@ draws with another; so the passes keep their gradients, and these are averaged o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from openunirl.models import sharded
 from openunirl.models.protocol import UnifiedModel
 from openunirl.optim import fast_dtype
 
@@ -26,12 +27,24 @@ from openunirl.optim import fast_dtype
 class Processes:
     """This process among its peers."""
 
-    def __init__(self, mixed_precision: str = "no", trackers: list[Any] | None = None, project: Path | None = None):
+    def __init__(
+        self,
+        mixed_precision: str = "no",
+        trackers: list[Any] | None = None,
+        project: Path | None = None,
+        shard: bool = False,
+    ) -> None:
         if mixed_precision == "auto":
             mixed_precision = "bf16" if fast_dtype() == torch.bfloat16 else "no"
         self.accelerator = Accelerator(
-            mixed_precision=mixed_precision, log_with=trackers or None, project_dir=str(project) if project else None
+            mixed_precision=mixed_precision,
+            log_with=trackers or None,
+            project_dir=str(project) if project else None,
+            # buffers are constants, and processes make different numbers of sampling passes
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
+        self.shards = shard and self.count > 1
+        self._plain: nn.Module | None = None
 
     @property
     def count(self) -> int:
@@ -49,14 +62,29 @@ class Processes:
     def device(self) -> torch.device:
         return self.accelerator.device
 
-    def prepare(self, model: UnifiedModel, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-        """Moves, wraps and shards `model.net`; returns the wrapped optimizer."""
+    def prepare(
+        self, model: UnifiedModel, build: Callable[[nn.Module], torch.optim.Optimizer]
+    ) -> torch.optim.Optimizer:
+        """Moves and wraps or shards `model.net`; returns the wrapped optimizer that `build` makes for it."""
         model.to(self.device)
-        model.net, wrapped = self.accelerator.prepare(model.net, optimizer)
+        if self.shards:
+            self._plain = sharded.empty_copy(model.net)
+            for net in (model.net, model.reference_net):
+                if net is not None:
+                    sharded.shard(net, model.trunk)
+        net: Any = self.accelerator.prepare_model(model.net, evaluation_mode=self.shards)
+        wrapped: Any = self.accelerator.prepare_optimizer(build(model.net))
+        model.net = net
         if model.reference_net is not None:  # the same autocast as the policy, or the KL would not start at 0
             prepared: Any = self.accelerator.prepare_model(model.reference_net, evaluation_mode=True)
             model.reference_net = prepared
+            model.rest()
         return wrapped
+
+    def clip(self, net: nn.Module, largest: float) -> float:
+        """Clips the gradients' norm over all weights to `largest`; returns what it was."""
+        norm = self.accelerator.clip_grad_norm_(net.parameters(), largest)
+        return 0.0 if norm is None else float(sharded.whole(norm))
 
     @staticmethod
     @contextmanager
@@ -77,8 +105,30 @@ class Processes:
             torch.distributed.all_reduce(parameter.grad, group=net.process_group)
             parameter.grad /= torch.distributed.get_world_size(net.process_group)
 
-    def unwrapped(self, net: nn.Module) -> nn.Module:
-        return self.accelerator.unwrap_model(net)
+    @contextmanager
+    def whole(self, model: UnifiedModel) -> Iterator[None]:
+        """Inside it the main process' `model` is a plain one, that can be saved; every process takes part."""
+        wrapped = model.net
+        if self._plain is not None:
+            sharded.gather_into(self._plain, wrapped, keep=self.is_main)
+            model.net = self._plain
+        else:
+            model.net = self.accelerator.unwrap_model(wrapped)
+        try:
+            yield
+        finally:
+            model.net = wrapped
+            if self._plain is not None:
+                self._plain.to("meta")
+
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """What one process would save; every process takes part."""
+        state = optimizer.state_dict()
+        held = {
+            number: {name: sharded.whole(v) if isinstance(v, torch.Tensor) else v for name, v in values.items()}
+            for number, values in state["state"].items()
+        }
+        return state | {"state": held}
 
     def share(self, total: float) -> float:
         """A local total summed over processes and divided by their number: the denominator of a local part of a mean

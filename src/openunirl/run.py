@@ -76,24 +76,26 @@ class Run:
                 "score checkpoints with openunirl evaluate"
             )
         model = load_model(config.model)
-        model.freeze_reference()
+        set_up(model, config)
         point = checkpoint.saved(folder)[-1] if resume and checkpoint.saved(folder) else None
         done = checkpoint.read_state(point)["step"] if point else 0
         if point:
             model.load_weights(point)
         trackers: list[Any] = [JsonlTracker(folder / "metrics.jsonl", done), *config.train.report_to]
-        processes = Processes(config.train.mixed_precision, trackers, folder)
+        processes = Processes(config.train.mixed_precision, trackers, folder, config.train.shard)
         prompts = _prompts_of_run(config, world, processes.count)
         model.check_prompts([prompt.prompt for prompt in prompts])
         optim = config.optim
-        optimizer = build_optimizer(
-            model.net,
-            lr=optim.lr,
-            weight_decay=optim.weight_decay,
-            betas=(optim.adam_beta1, optim.adam_beta2),
-            epsilon=optim.adam_epsilon,
-        )[0]
-        optimizer = processes.prepare(model, optimizer)
+        optimizer = processes.prepare(
+            model,
+            lambda net: build_optimizer(
+                net,
+                lr=optim.lr,
+                weight_decay=optim.weight_decay,
+                betas=(optim.adam_beta1, optim.adam_beta2),
+                epsilon=optim.adam_epsilon,
+            )[0],
+        )
         if point:
             checkpoint.load_optimizer(point, optimizer)
         if processes.is_main:
@@ -161,8 +163,7 @@ class Run:
                 total += float(part.detach())
                 if part.requires_grad:
                     self.processes.accelerator.backward(part)
-        norm = self.processes.accelerator.clip_grad_norm_(self.model.net.parameters(), optim.max_grad_norm)
-        norm = float(norm) if norm is not None else 0.0
+        norm = self.processes.clip(self.model.net, optim.max_grad_norm)
         total = self.processes.sum({"loss": total})["loss"] / self.processes.count
         if not (math.isfinite(total) and math.isfinite(norm)):
             raise ValueError(
@@ -217,12 +218,11 @@ class Run:
     def save_if_due(self, step: int) -> None:
         train = self.config.train
         due = step == train.max_steps or (train.save_steps and step % train.save_steps == 0)
-        if due and self.processes.is_main:
-            wrapped, self.model.net = self.model.net, self.processes.unwrapped(self.model.net)
-            try:
-                checkpoint.save(self.folder, self.model, self.optimizer, {"step": step}, train.save_total_limit)
-            finally:
-                self.model.net = wrapped
+        if due:
+            state = self.processes.optimizer_state(self.optimizer)
+            with self.processes.whole(self.model):
+                if self.processes.is_main:
+                    checkpoint.save(self.folder, self.model, state, {"step": step}, train.save_total_limit)
         self.processes.wait()
 
     @contextmanager
@@ -311,6 +311,19 @@ class Run:
     def _summary(self, name: str) -> dict[str, Any] | None:
         path = self.folder / "evaluation" / f"{name}.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def set_up(model: UnifiedModel, config: RunConfig) -> None:
+    """What is trained, what the frozen base is, and what the backward pass keeps."""
+    if config.lora.rank:
+        model.add_adapters(config.lora, config.seed)
+    else:
+        model.freeze_reference(
+            dtype=torch.bfloat16 if config.train.reference == "bf16" else None,
+            rests_on=torch.device("cpu") if config.train.reference == "cpu" else None,
+        )
+    if config.train.gradient_checkpointing:
+        model.recompute_activations()
 
 
 def known(rewards: torch.Tensor) -> torch.Tensor:

@@ -21,11 +21,15 @@ _AT_LEAST_ONE = (
 )
 _NOT_NEGATIVE = (
     ("loss", ("image_coef", "answer_coef", "reward_coef", "beta", "epsilon", "num_scored_steps")),
+    ("lora", ("rank",)),
     ("optim", ("lr", "weight_decay", "warmup_steps", "decay")),
     ("train", ("save_steps", "eval_steps", "stall_steps")),
     ("eval", ("num_prompts", "num_references", "during_prompts")),
 )
-_POSITIVE = (("optim", ("adam_epsilon", "max_grad_norm")),)
+_POSITIVE = (
+    ("lora", ("alpha",)),
+    ("optim", ("adam_epsilon", "max_grad_norm")),
+)
 LARGEST_WEIGHT = 1e6
 """Of a reward source; rewards end at reward_functions.LARGEST, so that squares of weighted sums are float32 numbers."""
 
@@ -73,6 +77,7 @@ def check(config: RunConfig) -> None:
     _check_halves(config.loss)
     _check_relaxation(config)
     _check_shuffle(config)
+    _check_reference(config)
     steps, scored = config.rollout.sampling.num_timesteps, config.loss.num_scored_steps
     if config.loss.estimator == "trajectory" and scored > steps:
         raise ValueError(
@@ -202,6 +207,29 @@ def _check_relaxation(config: RunConfig) -> None:
         value = getattr(config.loss.relaxation, name)
         if value is not None and value <= 0:
             raise ValueError(f"{_flag('loss.relaxation', name)} is {value}: a temperature must be above 0")
+
+
+def _check_reference(config: RunConfig) -> None:
+    kind = config.train.reference
+    if config.lora.targets and not config.lora.rank:
+        raise ValueError(
+            f"--lora.targets {' '.join(config.lora.targets)} with --lora.rank 0: no layer gets an adapter; give a "
+            "rank, or leave the targets out"
+        )
+    if config.lora.rank and kind != "copy":
+        raise ValueError(
+            f"--train.reference is {kind} and --lora.rank {config.lora.rank}: with adapters there is no copy of the "
+            "base; leave --train.reference out"
+        )
+    if kind == "cpu" and config.train.shard:
+        raise ValueError(
+            "--train.reference is cpu with --train.shard: shares of a copy stay where they are; leave one of them out"
+        )
+    if kind == "cpu" and config.loss.reward_coef and "frozen" in config.reward.soft_judges:
+        raise ValueError(
+            "--train.reference is cpu, and --loss.reward-coef follows the frozen judge's gradient, which needs it "
+            "where the policy is; use --train.reference copy, or --reward.sources self"
+        )
 
 
 def _check_shuffle(config: RunConfig) -> None:

@@ -1,6 +1,8 @@
-"""What every adapter does in the same way: it lives on a device, and keeps the frozen base beside the policy.
+"""What every adapter does in the same way: it lives on a device, keeps the frozen base beside the policy, and trains
+all of its network or LoRA's matrices in it.
 
-In: a network that is trained and an image tokenizer that is not. Out: `device`, `to`, `freeze_reference`, `reference`.
+In: a network that is trained and an image tokenizer that is not. Out: `device`, `to`, `freeze_reference`,
+`add_adapters`, `reference`, the trained weights.
 """
 
 from __future__ import annotations
@@ -8,20 +10,34 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Self
+from pathlib import Path
+from typing import ClassVar, Self
 
 import torch
 from torch import nn
 
+from openunirl.config import LoraConfig
+from openunirl.models import checkpoints, lora
+from openunirl.models.recompute import recompute
+
 
 class Adapter:
-    """`net` is trained; `image_tokenizer` is frozen; `reference()` swaps in the frozen base."""
+    """`net` is trained; `image_tokenizer` is frozen; `reference()` swaps in the frozen base.
+
+    A family names the part of its network that holds the decoder's `layers`, and those that are not to be learned in
+    self-improvement.
+    """
+
+    trunk: ClassVar[str]
+    unlearned: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, net: nn.Module, image_tokenizer: nn.Module) -> None:
         self.net = net
         image_tokenizer.eval().requires_grad_(False)
         self._parts = (image_tokenizer,)
         self.reference_net: nn.Module | None = None
+        self.has_lora = False
+        self._rests: torch.device | None = None
 
     @property
     def device(self) -> torch.device:
@@ -33,16 +49,81 @@ class Adapter:
                 nn.Module.to(module, device)
         return self
 
-    def freeze_reference(self) -> None:
-        """Copies the present weights: they are the base that `reference()` scores with."""
+    # ------------------------------------------------------------------------------------------ the frozen base
+
+    def freeze_reference(self, *, dtype: torch.dtype | None = None, rests_on: torch.device | None = None) -> None:
+        """Copies the present weights: they are the base that `reference()` scores with. The copy may have its own
+        dtype, and a device where it rests while it does not score."""
+        for name in self.unlearned:
+            self.net.get_submodule(name).requires_grad_(False)
         self.reference_net = copy.deepcopy(self.net).requires_grad_(False)
+        if dtype is not None:
+            nn.Module.to(self.reference_net, dtype)
+        self._rests = rests_on
+
+    def add_adapters(self, config: LoraConfig, seed: int) -> None:
+        """From here on LoRA's matrices are trained and nothing else; the frozen base is the network without them.
+
+        Errors: ValueError for a target that names no layer.
+        """
+        for name in self.unlearned:
+            self.net.get_submodule(name).requires_grad_(False)
+        lora.add_adapters(self.net, self.trunk, config, seed)
+        self.has_lora = True
 
     @contextmanager
     def reference(self) -> Iterator[None]:
+        if self.has_lora:
+            with lora.without_adapters(self.net):
+                yield
+            return
         if self.reference_net is None:
             raise ValueError("reference() needs freeze_reference() to be called on the base first")
-        policy, self.net = self.net, self.reference_net
+        policy, home = self.net, self.device
+        if self._rests is not None:
+            nn.Module.to(self.reference_net, home)
+        self.net = self.reference_net
         try:
             yield
         finally:
             self.net = policy
+            self.rest()
+
+    def rest(self) -> None:
+        """Sends the copy of the base to where it rests."""
+        if self._rests is not None and self.reference_net is not None:
+            nn.Module.to(self.reference_net, self._rests)
+
+    # --------------------------------------------------------------------------------------- training, weights
+
+    def recompute_activations(self) -> None:
+        """From here on the decoder's layers keep nothing but their input for the backward pass."""
+        recompute(self.net.get_submodule(self.trunk).get_submodule("layers").children())
+
+    def trained_state(self) -> dict[str, torch.Tensor]:
+        """The network's weights under its own names, adapters merged."""
+        return lora.merged_state(self.net) if self.has_lora else self.net.state_dict()
+
+    def save_adapters(self, path: Path) -> None:
+        """Adapters alone beside the merged weights, where there are any: training continues from them."""
+        if self.has_lora:
+            lora.save(self.net, path / lora.FOLDER)
+
+    def load_weights(self, path: Path) -> None:
+        """Replaces what is trained by what is in a folder that `save` wrote.
+
+        Errors: ValueError where one was trained with adapters and the other is not.
+        """
+        if self.has_lora:
+            lora.load(self.net, path / lora.FOLDER)
+            return
+        if (path / lora.FOLDER).is_dir():
+            raise ValueError(
+                f"{path} was trained with adapters: continue it with its own --lora.rank and --lora.targets"
+            )
+        checkpoints.load_strictly(self.net, self.read_trained(path), path)
+
+    @staticmethod
+    def read_trained(path: Path) -> dict[str, torch.Tensor]:
+        """The weights of the network, from a folder that `save` wrote."""
+        raise NotImplementedError

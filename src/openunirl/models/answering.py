@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 import torch
 
 from openunirl.draws import KeyedDraws
+from openunirl.models.chunked import Reduce
 from openunirl.models.layers import PrefixCache
-from openunirl.models.policy import wide
+from openunirl.models.policy import entropy, wide
 from openunirl.types import AnswerRollout, AnswerSampling, AnswerScores, ImageQuestion
 
 
@@ -86,20 +87,28 @@ def answer_tokens(answers: AnswerRollout | Sequence[str], tokenize: Callable[[st
     return [tokenize(answer) for answer in answers]
 
 
-def scatter_scores(
-    logits_SV: torch.Tensor, ids: Sequence[list[int]], slot_S: torch.Tensor, width: int, temperature: float
+def score_tokens(
+    score: Callable[[Reduce], tuple[torch.Tensor, ...]],
+    ids: Sequence[list[int]],
+    slot_S: torch.Tensor,
+    width: int,
+    temperature: float,
 ) -> AnswerScores:
-    """Logits at scored positions -> tables [Q, width], at least float32; `slot_S` are flat places in them."""
-    logp_SV = torch.log_softmax(wide(logits_SV) / (temperature or 1.0), dim=-1)
-    chosen_S1 = torch.tensor([t for row in ids for t in row], device=logits_SV.device)[:, None]
-    entropy_S = -(logp_SV.exp() * logp_SV).sum(-1).detach()
+    """Tables [Q, width], at least float32, of the answers `ids`; `score` applies a reduction to the logits at their
+    tokens, and `slot_S` are the tokens' flat places in the tables."""
+    chosen_S = torch.tensor([t for row in ids for t in row], device=slot_S.device)
+
+    def reduce(logits_CV: torch.Tensor, index_C: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        logp_CV = torch.log_softmax(wide(logits_CV) / (temperature or 1.0), dim=-1)
+        return logp_CV.gather(1, chosen_S.index_select(0, index_C)[:, None])[:, 0], entropy(logp_CV)
 
     def table(values_S: torch.Tensor) -> torch.Tensor:
         flat = torch.zeros(len(ids) * width, dtype=values_S.dtype, device=values_S.device)
         return flat.index_copy(0, slot_S, values_S).view(len(ids), width)
 
+    logp_S, entropy_S = score(reduce)
     return AnswerScores(
-        logprobs_QT=table(logp_SV.gather(1, chosen_S1)[:, 0]),
+        logprobs_QT=table(logp_S),
         entropy_QT=table(entropy_S),
         mask_QT=table(torch.ones_like(entropy_S)).bool(),
     )

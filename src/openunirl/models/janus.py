@@ -14,7 +14,8 @@ Shapes: B images, Q questions, R rows, N image tokens, T answer tokens, V codes,
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,11 @@ from transformers import JanusConfig
 
 from openunirl.config import ModelConfig
 from openunirl.draws import Draws, KeyedDraws
-from openunirl.models import autoregressive, checkpoints, janus_layout
+from openunirl.models import autoregressive, checkpoints, janus_files, janus_layout
 from openunirl.models.adapter import Adapter
-from openunirl.models.answering import answer_tokens, decode_answers, scatter_scores
+from openunirl.models.answering import answer_tokens, decode_answers, score_tokens
 from openunirl.models.autoregressive import causal_mask, left_padded, positions
+from openunirl.models.chunked import Reduce
 from openunirl.models.janus_net import JanusNet, sizes_of
 from openunirl.models.janus_prompting import SYSTEM, Prompting, read_picture, read_tokenizer, roles_of
 from openunirl.models.masked import Estimator
@@ -51,11 +53,14 @@ from openunirl.types import (
     ScorePass,
 )
 
-_VQ = "model.vqmodel."
-
 
 class Janus(Adapter):
-    """The adapter. `net` is trained; `image_tokenizer` is frozen; `reference()` swaps in the frozen base."""
+    """The adapter. `net` is trained; `image_tokenizer` is frozen; `reference()` swaps in the frozen base.
+
+    The vision tower is not trained on own pictures (gradients pass through it): what speaks and draws is."""
+
+    trunk = "model.language_model"
+    unlearned = ("model.vision_model",)
 
     def __init__(self, net: JanusNet, image_tokenizer: JanusVQ, prompting: Prompting, config: JanusConfig) -> None:
         parts: Any = config
@@ -86,7 +91,7 @@ class Janus(Adapter):
             config, state = config | janus_layout.hf_config(config, state), janus_layout.to_hf(state)
         sizes: Any = sizes_of(config)
         net, vq = JanusNet(sizes, attn_implementation=source.attn_implementation), JanusVQ(sizes.vq_config)
-        trained, frozen = _split(state)
+        trained, frozen = janus_layout.split(state)
         checkpoints.load_strictly(net, trained, path)
         checkpoints.load_strictly(vq, frozen, path)
         tokenizer = read_tokenizer(checkpoints.resolve(source.tokenizer) if source.tokenizer else path)
@@ -112,32 +117,16 @@ class Janus(Adapter):
     def save(self, path: Path, dtype: torch.dtype | None = None) -> None:
         """A self-contained folder that transformers' JanusForConditionalGeneration loads too."""
         path.mkdir(parents=True, exist_ok=True)
-        frozen = {_VQ + name: value for name, value in self.image_tokenizer.state_dict().items()}
-        checkpoints.write_state(path / "model.safetensors", self.net.state_dict() | frozen, dtype)
+        frozen = {janus_layout.VQ + name: value for name, value in self.image_tokenizer.state_dict().items()}
+        checkpoints.write_state(path / "model.safetensors", self.trained_state() | frozen, dtype)
         self.prompting.tokenizer.save_pretrained(path)
-        config, vocab = json.loads(self.config.to_json_string()), self.prompting.vocab
-        config["text_config"] |= {"bos_token_id": vocab.bos, "eos_token_id": vocab.eos, "pad_token_id": vocab.pad}
-        config |= {
-            "architectures": ["JanusForConditionalGeneration"],
-            "image_token_id": vocab.placeholder,
-            "family": "janus",
-            "roles": list(self.prompting.roles),
-            "system": self.prompting.system,
-            "max_text_len": self.prompting.max_text_len,
-        }
+        config = janus_files.own_config(self.config, self.prompting)
         (path / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        self.save_adapters(path)
 
-    def load_weights(self, path: Path) -> None:
-        """Replaces the trained weights by those of a folder that `save` wrote."""
-        checkpoints.load_strictly(self.net, _split(checkpoints.read_state(path))[0], path)
-
-    # -------------------------------------------------------------------------------------------- reference
-
-    def freeze_reference(self) -> None:
-        """From here on the vision tower is frozen, too (gradients pass through it): self-improvement trains what speaks
-        and draws, not what sees."""
-        super().freeze_reference()
-        self.net.get_submodule("model.vision_model").requires_grad_(False)
+    @staticmethod
+    def read_trained(path: Path) -> dict[str, torch.Tensor]:
+        return janus_layout.split(checkpoints.read_state(path))[0]
 
     # ---------------------------------------------------------------------------------------------- drawing
 
@@ -212,12 +201,18 @@ class Janus(Adapter):
     ) -> ImageScores:
         scale = rollout.sampling.guidance_scale if logprob_guidance else 1.0
         rows = [self.prompting.t2i(prompt) for prompt in rollout.prompts]
-        logp_SV = log_policy(self._drawn_logits(rows, rollout.tokens_BN, scale), rollout.sampling, scale)
-        return score(logp_SV, rollout.tokens_BN, scoring_pass.scored_BN, relax)
+        tokens_BN, scored_BN = rollout.tokens_BN, scoring_pass.scored_BN
 
-    def _drawn_logits(self, rows: Sequence[list[int]], tokens_BN: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+        def score_rows(reduce: Reduce, groups: int) -> Any:
+            return self._drawn_logits(rows, tokens_BN, scale, reduce=reduce, groups=groups)
+
+        return score(score_rows, tokens_BN, scored_BN, rollout.sampling, scale, relax)
+
+    def _drawn_logits(
+        self, rows: Sequence[list[int]], tokens_BN: torch.Tensor, scale: float = 1.0, **reduced: Any
+    ) -> Any:
         """Raw logits [B*N, V] of the image tokens after each row of ids, in one teacher-forced pass; guided, those of
-        the unconditional rows follow: [2B*N, V]. Differentiable."""
+        the unconditional rows follow: [2B*N, V]. Or what a reduction makes of them. Differentiable."""
         if scale != 1:
             rows = [*rows, *(self.prompting.unconditional(len(row)) for row in rows)]
         ids_RL, real_RL = self._table(rows)
@@ -232,6 +227,7 @@ class Janus(Adapter):
             codes_BN=codes_RN,
             select_S=select.flatten(),
             head="image",
+            **reduced,
         )
 
     def _distinct_rows(self, prompts: Sequence[str], guided: bool) -> tuple[list[list[int]], torch.Tensor]:
@@ -309,7 +305,8 @@ class Janus(Adapter):
             causal_prefix=True,
         )
         device, text = self.device, support == "text"
-        logits_SV = (self._text_logits if text else self.net)(
+        score = partial(
+            self.net,
             torch.cat([prefix_BL, packed.text_BL.to(device)], dim=1),
             packed.mask.to(device),
             positions_BL=packed.positions_BL.to(device),
@@ -317,11 +314,19 @@ class Janus(Adapter):
             rows=(0, self.prompting.vocab.text_size) if text else None,
             **seen,
         )
-        return scatter_scores(logits_SV, ids, packed.slot_S.to(device), width, temperature)
+        return score_tokens(
+            lambda reduce: score(reduce=(lambda logits, at: reduce(self._no_images(logits), at)) if text else reduce),
+            ids,
+            packed.slot_S.to(device),
+            width,
+            temperature,
+        )
 
     def _text_logits(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The net's logits of text ids, with those of image specials as low as can be."""
-        logits = self.net(*args, **kwargs)
+        return self._no_images(self.net(*args, **kwargs))
+
+    def _no_images(self, logits: torch.Tensor) -> torch.Tensor:
         banned = torch.tensor(self.prompting.vocab.image_ids, device=logits.device)
         return logits.index_fill(-1, banned, torch.finfo(logits.dtype).min)
 
@@ -392,9 +397,3 @@ class Janus(Adapter):
         draw_loss = drawing_loss(self._drawn_logits(rows, tokens_BN), tokens_BN.flatten(), teacher_SV)
         scores = self.score_answers(batch.asked, batch.questions, batch.answers, support="full")
         return draw_loss, -scores.logprobs_QT.sum() / scores.mask_QT.sum()
-
-
-def _split(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """What is trained, and the image tokenizer's weights under its own names."""
-    trained = {name: value for name, value in state.items() if not name.startswith(_VQ)}
-    return trained, {name.removeprefix(_VQ): value for name, value in state.items() if name.startswith(_VQ)}

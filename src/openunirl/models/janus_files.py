@@ -1,7 +1,8 @@
 """The files that lie beside Janus' weights, for the processors of transformers and of deepseek-ai.
 
 In: a configuration in transformers' layout, the source's tokenizer_config.json and preprocessor_config.json. Out: the
-content of those files, of processor_config.json and of generation_config.json in the wanted layout.
+content of those files, of processor_config.json and of generation_config.json in the wanted layout; and our own
+config.json.
 
 Departures: 1. a tokenizer is declared as PreTrainedTokenizerFast for transformers: version 5 rebuilds whatever calls
 itself a Llama tokenizer, with other ids; 2. no chat template is made up, because roles differ between checkpoints.
@@ -9,11 +10,23 @@ itself a Llama tokenizer, with other ids; 2. no chat template is made up, becaus
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
+from transformers import JanusConfig
+
 from openunirl.models.janus_layout import SpecialTokens
-from openunirl.models.janus_prompting import BEGIN_IMAGE, BOS, END_IMAGE, EOS, PAD, PLACEHOLDER, SHORTEST_SIDE
+from openunirl.models.janus_prompting import (
+    BEGIN_IMAGE,
+    BOS,
+    END_IMAGE,
+    EOS,
+    PAD,
+    PLACEHOLDER,
+    SHORTEST_SIDE,
+    Prompting,
+)
 
 _PIXEL_FIELDS = ("do_normalize", "image_mean", "image_std", "min_size", "rescale_factor")
 _PIXELS = {
@@ -93,3 +106,17 @@ def special_tokens(tokenizer: Any) -> SpecialTokens:
         begin_of_image=known[BEGIN_IMAGE],
         placeholder=known[PLACEHOLDER],
     )
+
+
+def own_config(sizes: JanusConfig, prompting: Prompting) -> dict[str, Any]:
+    """config.json of a folder that we write: transformers' own, and what we prompt with."""
+    config, vocab = json.loads(sizes.to_json_string()), prompting.vocab
+    config["text_config"] |= {"bos_token_id": vocab.bos, "eos_token_id": vocab.eos, "pad_token_id": vocab.pad}
+    return config | {
+        "architectures": ["JanusForConditionalGeneration"],
+        "image_token_id": vocab.placeholder,
+        "family": "janus",
+        "roles": list(prompting.roles),
+        "system": prompting.system,
+        "max_text_len": prompting.max_text_len,
+    }

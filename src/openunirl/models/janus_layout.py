@@ -349,3 +349,13 @@ def _language_config(text: LlamaConfig) -> dict[str, Any]:
     if rope.get("rope_type", "default") != "default":
         language["rope_scaling"] = rope
     return language
+
+
+VQ = _HF_VQ + "."
+"""Where transformers' layout keeps the image tokenizer."""
+
+
+def split(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """What is trained, and the image tokenizer's weights under its own names."""
+    trained = {name: value for name, value in state.items() if not name.startswith(VQ)}
+    return trained, {name.removeprefix(VQ): value for name, value in state.items() if name.startswith(VQ)}

@@ -24,6 +24,7 @@ from torch import nn
 from transformers import JanusConfig, JanusVisionModel, LlamaModel
 from transformers.models.janus.modeling_janus import JanusVisionAlignerMLP, JanusVQVAEAlignerMLP, JanusVQVAEHead
 
+from openunirl.models.chunked import Reduce, in_chunks
 from openunirl.models.layers import PrefixCache, RowsLinear
 
 
@@ -34,6 +35,7 @@ class JanusNet(nn.Module):
         super().__init__()
         parts: Any = copy.deepcopy(config)
         text, vision, vq = parts.text_config, parts.vision_config, parts.vq_config
+        self.num_codes: int = vq.num_embeddings
         text.pad_token_id = None  # or its embedding would be held at zero
         text._attn_implementation = vision._attn_implementation = attn_implementation
         llama = LlamaModel(text)
@@ -64,12 +66,15 @@ class JanusNet(nn.Module):
         select_S: torch.Tensor | None = None,
         head: Literal["text", "image"] = "text",
         rows: tuple[int, int] | None = None,
-    ) -> torch.Tensor:
+        reduce: Reduce | None = None,
+        groups: int = 1,
+    ) -> Any:
         """Logits at the positions `select_S` (flat indices into B*L; None = all).
 
         The sequence is the text `ids_BL` and then the drawn codes `codes_BN`; either may be None. What the tower sees
         in `pixels_BCHW` (0..1) takes the places from `pixels_start` on, whatever ids stand there. mask: bool [B or 1,
-        1, L, L (+ cached)], True = may attend. `rows` is a range of the text head. Returns [S, V] or [B, L, V].
+        1, L, L (+ cached)], True = may attend. `rows` is a range of the text head. Returns [S, V] or [B, L, V]; with
+        `reduce`, what it makes of them (chunked.py).
         """
         language: Any = self.model["language_model"]
         parts = []
@@ -93,7 +98,14 @@ class JanusNet(nn.Module):
         ).last_hidden_state
         if select_S is not None:
             hidden_BLH = hidden_BLH.flatten(0, 1).index_select(0, select_S)
-        return self.model["generation_head"](hidden_BLH) if head == "image" else self.lm_head(hidden_BLH, rows)
+
+        def logits(hidden: torch.Tensor) -> torch.Tensor:
+            return self.model["generation_head"](hidden) if head == "image" else self.lm_head(hidden, rows)
+
+        if reduce is None:
+            return logits(hidden_BLH)
+        start, stop = (0, self.num_codes) if head == "image" else rows or (0, self.lm_head.out_features)
+        return in_chunks(logits, hidden_BLH, stop - start, reduce, groups)
 
 
 def _use_torch_norms(llama: nn.Module, eps: float) -> None:

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from openunirl.models.layers import RowsLinear
+from openunirl.models.sharded import whole_weights
 
 Packed = dict[tuple[int, int] | None, tuple[torch.Tensor, torch.Tensor | None]]  # by the range of rows asked for
 
@@ -53,7 +54,8 @@ def packed_product(input: torch.Tensor, packed: torch.Tensor, bias_O: torch.Tens
 def packed_linears(net: nn.Module) -> Iterator[None]:
     """Inside, each plain, large, float32 Linear of `net` packs its weight at its first call and uses it at every call.
 
-    Only for use without gradients. A weight is read in its layer's own forward, as ever.
+    Only for use without gradients. A weight is read in its layer's own forward, as ever; of a sharded network all
+    weights are gathered first (sharded.py).
     """
     assert not torch.is_grad_enabled(), "packed weights have no gradient"
     layers = []
@@ -63,7 +65,8 @@ def packed_linears(net: nn.Module) -> Iterator[None]:
     for layer in layers:
         layer.forward = partial(_forward, layer, type(layer).forward, {})
     try:
-        yield
+        with whole_weights(net):
+            yield
     finally:
         for layer in layers:
             vars(layer).pop("forward", None)

@@ -5,11 +5,12 @@ Shapes: B images, N image tokens, S scored positions, V codes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.nn import functional as F
 
+from openunirl.models.chunked import Reduce
 from openunirl.relaxation import Relaxation, relax_tokens
 from openunirl.types import ImageSampling, ImageScores
 
@@ -41,22 +42,37 @@ def drawing_loss(logits_SV: torch.Tensor, tokens_S: torch.Tensor, teacher_SV: to
 
 
 def score(
-    logp_SV: torch.Tensor, tokens_BN: torch.Tensor, scored_BN: torch.Tensor, relax: Relaxation | None = None
+    score_rows: Callable[[Reduce, int], tuple[torch.Tensor, ...]],
+    tokens_BN: torch.Tensor,
+    scored_BN: torch.Tensor,
+    sampling: ImageSampling,
+    guidance_scale: float,
+    relax: Relaxation | None = None,
 ) -> ImageScores:
-    """What `score_images` returns, from the acting policy's log-probs at the scored tokens, in their flat order."""
+    """What `score_images` returns. `score_rows` applies a reduction to the raw logits of the scored tokens in their
+    flat order, in so many groups of rows: guided, the unconditional ones follow the conditional ones."""
     picked_S, shape = scored_BN.flatten().nonzero()[:, 0], tokens_BN.shape
-    assert len(logp_SV) == len(picked_S), "one row of log-probs per scored token"
     chosen_S = tokens_BN.flatten().index_select(0, picked_S)
-    entropy_S = -(logp_SV.exp() * logp_SV).sum(-1).detach()
-    onehots_BNV = None
-    if relax is not None:
-        onehots_SV = relax_tokens(logp_SV, chosen_S, picked_S, shape[1], relax)
-        onehots_BNV = scatter(onehots_SV, picked_S, (*shape, logp_SV.shape[1]))
+
+    def reduce(logits: torch.Tensor, index_C: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        logp_CV, chosen_C = log_policy(logits, sampling, guidance_scale), chosen_S.index_select(0, index_C)
+        found = logp_CV.gather(1, chosen_C[:, None])[:, 0], entropy(logp_CV)
+        if relax is None:
+            return found
+        return *found, relax_tokens(logp_CV, chosen_C, picked_S.index_select(0, index_C), shape[1], relax)
+
+    logp_S, entropy_S, *onehots = score_rows(reduce, 1 if guidance_scale == 1 else 2)
+    assert len(logp_S) == len(picked_S), "one row of logits (guided: two) per scored token"
     return ImageScores(
-        logprobs_BN=scatter(logp_SV.gather(1, chosen_S[:, None])[:, 0], picked_S, shape),
+        logprobs_BN=scatter(logp_S, picked_S, shape),
         entropy_BN=scatter(entropy_S, picked_S, shape),
-        onehots_BNV=onehots_BNV,
+        onehots_BNV=scatter(onehots[0], picked_S, (*shape, onehots[0].shape[1])) if onehots else None,
     )
+
+
+@torch.no_grad()
+def entropy(logp_SV: torch.Tensor) -> torch.Tensor:
+    return -(logp_SV.exp() * logp_SV).sum(-1)
 
 
 def scatter(values: torch.Tensor, at_S: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:

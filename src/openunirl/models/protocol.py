@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from openunirl.config import ModelConfig
+from openunirl.config import LoraConfig, ModelConfig
 from openunirl.models.checkpoints import read_config, resolve
 from openunirl.models.masked import Estimator
 from openunirl.presets import bundled
@@ -74,6 +74,11 @@ class UnifiedModel(Protocol):
     num_codes: int  # V
 
     @property
+    def trunk(self) -> str:
+        """The dotted name, in `net`, of what holds the decoder's `layers`."""
+        ...
+
+    @property
     def image_tokenizer(self) -> nn.Module:
         """Frozen, save while `pretrain` trains it."""
         ...
@@ -117,8 +122,21 @@ class UnifiedModel(Protocol):
         vocabulary."""
         ...
 
-    def freeze_reference(self) -> None:
-        """Makes the present weights the frozen base that `reference()` scores with."""
+    def freeze_reference(self, *, dtype: torch.dtype | None = None, rests_on: torch.device | None = None) -> None:
+        """Makes the present weights the frozen base that `reference()` scores with: a copy, in its own dtype and with
+        a device to rest on where these are given."""
+        ...
+
+    def add_adapters(self, config: LoraConfig, seed: int) -> None:
+        """Freezes the present weights and trains adapters instead; the frozen base is the network without them."""
+        ...
+
+    def rest(self) -> None:
+        """Sends the copy of the base to where it rests."""
+        ...
+
+    def recompute_activations(self) -> None:
+        """Gradient checkpointing of the decoder's layers."""
         ...
 
     def reference(self) -> AbstractContextManager[None]:
@@ -158,11 +176,11 @@ class UnifiedModel(Protocol):
         ...
 
     def load_weights(self, path: Path) -> None:
-        """Replaces the trained weights by those of a folder that `save` wrote."""
+        """Replaces what is trained by what is in a folder that `save` wrote."""
         ...
 
     def save(self, path: Path, dtype: torch.dtype | None = None) -> None:
-        """Writes a folder that `load_model` reads."""
+        """Writes a folder that `load_model` reads, adapters merged."""
         ...
 
 

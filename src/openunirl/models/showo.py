@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from openunirl.config import ModelConfig
 from openunirl.draws import KeyedDraws
 from openunirl.models import checkpoints, masked
 from openunirl.models.adapter import Adapter
-from openunirl.models.answering import answer_tokens, decode_answers, scatter_scores
+from openunirl.models.answering import answer_tokens, decode_answers, score_tokens
 from openunirl.models.layers import PrefixCache
 from openunirl.models.magvit import Magvit, MagvitConfig, preprocess, quantizer_losses
 from openunirl.models.masked import MASKED, Estimator
@@ -53,6 +54,8 @@ from openunirl.types import (
 
 class Showo(Adapter):
     """The adapter. `net` is trained; `image_tokenizer` is frozen; `reference()` swaps in the frozen base."""
+
+    trunk = "showo.model"
 
     def __init__(self, net: ShowoNet, image_tokenizer: Magvit, prompting: Prompting, num_image_tokens: int) -> None:
         if net.sizes.vocab_size != prompting.vocab.size:
@@ -110,7 +113,7 @@ class Showo(Adapter):
     def save(self, path: Path, dtype: torch.dtype | None = None) -> None:
         """A self-contained folder; language model and image tokenizer keep their official key names."""
         path.mkdir(parents=True, exist_ok=True)
-        checkpoints.write_state(path / "model.safetensors", self.net.state_dict(), dtype)
+        checkpoints.write_state(path / "model.safetensors", self.trained_state(), dtype)
         checkpoints.write_state(path / "image_tokenizer.safetensors", self.image_tokenizer.state_dict(), dtype)
         self.prompting.tokenizer.save_pretrained(path / "tokenizer")
         vocab = self.prompting.vocab
@@ -125,10 +128,11 @@ class Showo(Adapter):
             "norm_groups": self.image_tokenizer.config.norm_groups,
         }
         (path / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        self.save_adapters(path)
 
-    def load_weights(self, path: Path) -> None:
-        """Replaces the trained weights by those of a folder that `save` wrote."""
-        checkpoints.load_strictly(self.net, checkpoints.read_state(path, "model"), path)
+    @staticmethod
+    def read_trained(path: Path) -> dict[str, torch.Tensor]:
+        return checkpoints.read_state(path, "model")
 
     # ---------------------------------------------------------------------------------------------- drawing
 
@@ -194,13 +198,22 @@ class Showo(Adapter):
         scale = rollout.sampling.guidance_scale if logprob_guidance else 1.0
         shown_BN = rollout.tokens_BN.masked_fill(~scoring_pass.shown_BN, MASKED)
         picked_S = scoring_pass.scored_BN.flatten().nonzero()[:, 0]
-        logits = self._masked_logits(rollout.prompts, shown_BN, picked_S, scale)
-        return score(log_policy(logits, rollout.sampling, scale), rollout.tokens_BN, scoring_pass.scored_BN, relax)
+        return score(
+            lambda reduce, groups: self._masked_logits(
+                rollout.prompts, shown_BN, picked_S, scale, reduce=reduce, groups=groups
+            ),
+            rollout.tokens_BN,
+            scoring_pass.scored_BN,
+            rollout.sampling,
+            scale,
+            relax,
+        )
 
     def _masked_logits(
-        self, prompts: Sequence[str], shown_BN: torch.Tensor, picked_S: torch.Tensor, scale: float
-    ) -> torch.Tensor:
-        """Raw logits [S, V] (guided: [2S, V]) at flat places `picked_S` of partly masked images; differentiable.
+        self, prompts: Sequence[str], shown_BN: torch.Tensor, picked_S: torch.Tensor, scale: float, **reduced: Any
+    ) -> Any:
+        """Raw logits [S, V] (guided: [2S, V]) at flat places `picked_S` of partly masked images, or what a reduction
+        makes of them; differentiable.
 
         Images of one prompt that show the same (at the first step: nothing) are computed once.
         """
@@ -224,6 +237,7 @@ class Showo(Adapter):
             positions_BL=self._tail(ids_BL),
             select_S=select_S,
             rows=self._code_rows,
+            **reduced,
         )
 
     def _prefixes(self, prompts: Sequence[str], guided: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -303,7 +317,8 @@ class Showo(Adapter):
             pad=self.prompting.vocab.pad,
         )
         device = self.device
-        logits_SV = self.net(
+        score = partial(
+            self.net,
             torch.cat([prefix_BL, packed.text_BL.to(device)], dim=1),
             packed.mask.to(device),
             positions_BL=packed.positions_BL.to(device),
@@ -311,7 +326,7 @@ class Showo(Adapter):
             rows=(0, self.prompting.vocab.text_size) if support == "text" else None,
             **soft,
         )
-        return scatter_scores(logits_SV, ids, packed.slot_S.to(device), width, temperature)
+        return score_tokens(lambda reduce: score(reduce=reduce), ids, packed.slot_S.to(device), width, temperature)
 
     def _image_prefix(self, images: Images) -> tuple[torch.Tensor, dict[str, Any]]:
         """Ids [B, N + 3] of the understanding prefix, and what the net needs to mix relaxed one-hots in."""

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from transformers import PhiConfig, PhiForCausalLM
 
+from openunirl.models.chunked import Reduce, in_chunks
 from openunirl.models.layers import PrefixCache, RowsEmbedding, RowsLinear
 
 _TELLING = {
@@ -115,12 +116,14 @@ class ShowoNet(nn.Module):
         onehots_BNV: torch.Tensor | None = None,
         onehots_start: int = 0,
         onehots_row: int = 0,
-    ) -> torch.Tensor:
+        reduce: Reduce | None = None,
+        groups: int = 1,
+    ) -> Any:
         """Logits at the positions `select_S` (flat indices into B*L; None = all) for the vocabulary range `rows`.
 
         mask: bool [B or 1, 1, L, L (+ cached)], True = may attend. With `onehots_BNV` the embeddings of the N positions
         from `onehots_start` are onehots @ embedding[onehots_row:...], and the ids there are not read.
-        Returns [S, V] or [B, L, V].
+        Returns [S, V] or [B, L, V]; with `reduce`, what it makes of them (chunked.py).
         """
         embed: Any = self.showo.model.embed_tokens
         if onehots_BNV is None:
@@ -139,7 +142,10 @@ class ShowoNet(nn.Module):
         if select_S is not None:
             hidden_BLH = hidden_BLH.flatten(0, 1).index_select(0, select_S)
         head: Any = self.showo.lm_head
-        return head(hidden_BLH, rows)
+        if reduce is None:
+            return head(hidden_BLH, rows)
+        start, stop = rows or (0, self.sizes.vocab_size)
+        return in_chunks(lambda hidden_SH: head(hidden_SH, rows), hidden_BLH, stop - start, reduce, groups)
 
     def _attention_mask(self, mask: torch.Tensor, hidden_BLH: torch.Tensor) -> torch.Tensor:
         mask = mask.expand(hidden_BLH.shape[0], -1, -1, -1)

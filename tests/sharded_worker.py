@@ -1,0 +1,72 @@
+"""One of two processes of test_sharded.py: `python sharded_worker.py FAMILY RANK COUNT STORE OUT ADAPTERS`.
+
+Writes the gradient of one update, whole, and what was drawn. With COUNT 1 it holds the whole batch.
+"""
+
+import sys
+from datetime import timedelta
+
+import torch
+from torch import distributed
+from torch.distributed.fsdp import FSDPModule
+
+from openunirl.config import LoraConfig, LossConfig, RolloutConfig
+from openunirl.experience import gather_experience
+from openunirl.losses import Stats, Totals
+from openunirl.models import chunked, sharded
+from openunirl.models.tiny import build
+from openunirl.objectives import Terms, loss_parts
+from openunirl.rollout import roll_out
+from openunirl.tasks import shapes
+from openunirl.types import ImageSampling
+
+ROLLOUT = RolloutConfig(
+    num_prompts=1, num_generations=2, sampling=ImageSampling(num_timesteps=2, guidance_scale=2.0), max_new_tokens=6
+)
+CONFIG = LossConfig(end_to_end=True, beta=0.1, num_scored_steps=0)
+
+
+def main(family: str, rank: int, count: int, store: str, out: str, adapters: bool) -> None:
+    distributed.init_process_group(
+        "gloo", store=distributed.FileStore(store, count), rank=rank, world_size=count, timeout=timedelta(seconds=60)
+    )
+    chunked.LARGEST = 2**14  # several chunks a pass
+    model = build(family, shapes.vocabulary(), seed=5)
+    if adapters:
+        model.add_adapters(LoraConfig(rank=2), seed=0)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for name, weight in model.net.named_parameters():
+                if ".lora_B" in name:
+                    weight.copy_(0.1 * torch.randn(weight.shape, generator=generator))
+    else:
+        model.freeze_reference()
+    if count > 1:
+        for net in (model.net, model.reference_net):
+            if net is not None:
+                sharded.shard(net, model.trunk)
+        apart = [name for name, m in model.net.named_modules() if isinstance(m, FSDPModule)]
+        assert any("embed" in n for n in apart) and "" in apart, apart
+        assert any(n.endswith("lm_head") for n in apart) and len(apart) >= 8, apart
+    own = 2 // count
+    prompts = shapes.prompts("train", 2, 0)[rank * own : (rank + 1) * own]
+    rollout = roll_out(model, prompts, ROLLOUT, seed=1, step=1, first_prompt=rank * own)
+    ups = torch.tensor([1.0, -1.0, 0.5, -0.5])[rank * 2 * own : (rank + 1) * 2 * own]
+    totals = Totals(samples=4 / count, tokens=256 / count, max_length=6)
+    terms = Terms(config=CONFIG, image_totals=totals, answer_totals=totals, temperature=1.0, stats=Stats())
+    for _ in range(2):  # twice: the second step meets what the first one left
+        model.net.zero_grad()
+        experience = gather_experience(model, rollout, ups, ups, CONFIG, temperature=1.0)
+        for part in loss_parts(model, experience, parts=1, terms=terms):
+            part.backward()
+        again = roll_out(model, prompts, ROLLOUT, seed=1, step=1, first_prompt=rank * own)
+        assert torch.equal(again.images.tokens_BN, rollout.images.tokens_BN)
+    found = {n: sharded.whole(p.grad) for n, p in model.net.named_parameters() if p.grad is not None}
+    told = {"tokens": rollout.images.tokens_BN, "texts": list(rollout.answers.texts), "grads": found}
+    torch.save(told, f"{out}/{count}-{rank}.pt")
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5], sys.argv[6] == "yes")

@@ -1,0 +1,68 @@
+"""Sharded over two gloo processes: the gradient of one process with the whole batch, and runs that change their number
+of processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import openunirl
+from openunirl.models.tiny import build
+from openunirl.tasks import shapes
+from test_distributed import finished
+
+ENV = {"PYTHONPATH": str(Path(openunirl.__file__).parents[1]), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+WORKER = Path(__file__).with_name("sharded_worker.py")
+
+
+@pytest.mark.parametrize("family, adapters", [("tiny-showo", "no"), ("tiny-janus", "no"), ("tiny-showo", "yes")])
+def test_two_shares_have_the_gradient_of_the_whole(tmp_path, family, adapters):
+    """Drawn and answered alike, too: groups stay together, prompts are split without overlap."""
+    for count in (1, 2):
+        store = str(tmp_path / f"store{count}")
+        started = [
+            subprocess.Popen(
+                [sys.executable, str(WORKER), family, str(rank), str(count), store, str(tmp_path), adapters],
+                env=os.environ | ENV, stderr=subprocess.PIPE, text=True,
+            )
+            for rank in range(count)
+        ]  # fmt: skip
+        for process in started:
+            told = process.communicate(timeout=240)[1]
+            assert process.returncode == 0, told
+    alone, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
+    assert torch.equal(alone["tokens"], torch.cat([first["tokens"], second["tokens"]]))
+    assert alone["texts"] == first["texts"] + second["texts"]
+    assert alone["grads"].keys() == first["grads"].keys()
+    for name, grad in alone["grads"].items():
+        assert torch.equal(first["grads"][name], second["grads"][name])
+        assert (first["grads"][name] - grad).norm() <= 1e-5 * grad.norm() + 1e-9, name
+
+
+@pytest.mark.parametrize("adapters", [(), ("--lora.rank", "2")])
+def test_a_sharded_run_goes_on_as_one_process(tmp_path, adapters):
+    """One step on two processes and one on one is what two steps on one process are."""
+    weights = tmp_path / "model"
+    build("tiny-showo", shapes.vocabulary(), seed=9).save(weights)
+    common = ("--loss.no-end-to-end", "--optim.decay", "0", *adapters)
+
+    def run(name, count, *more):
+        share = ("--rollout.num-prompts", str(2 // count), *common, *more)
+        for status, told in finished(tmp_path, weights, tmp_path / name, count, *share):
+            assert status == 0, told
+
+    run("whole", 1)
+    run("parts", 2, "--train.shard", "--train.max-steps", "1")
+    assert json.loads((tmp_path / "parts" / "config.json").read_text())["train"]["shard"]
+    run("parts", 1, "--resume", "--train.no-shard")
+    base = load_file(weights / "model.safetensors")
+    states = [load_file(tmp_path / run / "checkpoints/step-000002/model.safetensors") for run in ("whole", "parts")]
+    assert states[0].keys() == states[1].keys() == base.keys()
+    moved = max(float((states[0][name] - base[name]).abs().max()) for name in base)
+    apart = max(float((states[0][name] - states[1][name]).abs().max()) for name in base)
+    assert moved > 1e-5 and apart < 0.01 * moved
