@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from openunirl.advantages import imitated
-from openunirl.config import LossConfig, RewardConfig, RolloutConfig
+from openunirl.config import LoraConfig, LossConfig, RewardConfig, RolloutConfig
 from openunirl.experience import gather_experience
 from openunirl.losses import Stats, Totals
 from openunirl.models.masked import Estimator, scoring_passes
@@ -103,6 +103,9 @@ def test_the_training_losss_weights_add_up_to_a_log_prob_on_average():
     rollout = ImageRollout(
         prompts=("",) * 4000, tokens_BN=blank, reveal_step_BN=blank, logprobs_BN=blank.float(), sampling=SAMPLING
     )
+    early = scoring_passes(rollout, Estimator(name="training_loss", mask_time=0.5), torch.arange(4000))[0]
+    assert (early.scored_BN.sum(1) >= 45).all()  # cos(pi / 4) of 64
+    assert abs(float((early.weight_BN * early.scored_BN).sum(1).mean()) - 64) < 1
     (even,) = scoring_passes(rollout, Estimator(name="training_loss"), torch.arange(4000))
     (same,) = scoring_passes(rollout, Estimator(name="remask"), torch.arange(4000))
     assert torch.equal(even.scored_BN, same.scored_BN) and not (even.scored_BN & even.shown_BN).any()
@@ -119,6 +122,12 @@ def test_the_training_losss_weights_add_up_to_a_log_prob_on_average():
         ({"reward": RewardConfig(kind="probability")}, "--reward.kind is probability"),
         ({"loss": LossConfig(), "rollout": SAMPLED}, "--rollout.drawn-by is base"),
         ({"loss": LossConfig(gold_answers="kept"), "rollout": ROLLOUT}, "--loss.gold-answers is kept"),
+        ({"loss": replace(PRESET.loss, mask_time=0.0)}, "--loss.mask-time is 0.0"),
+        ({"loss": replace(PRESET.loss, ref_model_sync_steps=-1)}, "--loss.ref-model-sync-steps is -1"),
+        (
+            {"loss": replace(PRESET.loss, ref_model_sync_steps=5), "lora": LoraConfig(rank=2)},
+            "--loss.ref-model-sync-steps is 5 with --lora.rank 2",
+        ),
         ({"loss": LossConfig(imitation="relative"), "rollout": ROLLOUT}, "--loss.imitation is relative: GRPO"),
         (
             {

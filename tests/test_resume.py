@@ -76,7 +76,12 @@ def without_timings(row):
 END_TO_END = ["--loss.end-to-end", "--loss.relaxation.tau", "2.0", "--loss.relaxation.final-tau", "0.5"]
 
 
-@pytest.mark.parametrize("more", [[], END_TO_END], ids=["plain", "end to end, tau falls"])
+SYNCED = ["--loss.ref-model-sync-steps", "2"]
+
+
+@pytest.mark.parametrize(
+    "more", [[], END_TO_END, SYNCED], ids=["plain", "end to end, tau falls", "the base follows the policy"]
+)
 def test_killed_and_resumed_equals_uninterrupted(weights, tmp_path, more):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     done = subprocess.run(
@@ -103,6 +108,9 @@ def test_killed_and_resumed_equals_uninterrupted(weights, tmp_path, more):
     base = load_file(weights / "model.safetensors")
     assert all(torch.equal(want[name], got[name]) for name in want)
     assert any(not torch.equal(want[name], base[name]) for name in want)
+    synced = whole / "checkpoints" / "step-000006" / "reference.safetensors"  # step 6 has just been synced
+    assert synced.exists() == (more is SYNCED)
+    assert not synced.exists() or all(torch.equal(want[name], load_file(synced)[name]) for name in want)
     assert [without_timings(r) for r in rows(whole)] == [without_timings(r) for r in rows(killed)]
     for name in ("before", "after", "step-000003"):
         assert (whole / "evaluation" / f"{name}.json").read_text() == (

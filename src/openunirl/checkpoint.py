@@ -26,8 +26,17 @@ def folder(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"{_PREFIX}{step:06d}"
 
 
-def save(run: Path, model: UnifiedModel, optimizer: dict[str, Any], state: dict[str, Any], keep: int) -> Path:
-    """Writes the checkpoint of `state["step"]` beside its place, then renames; keeps the newest `keep`.
+def save(
+    run: Path,
+    model: UnifiedModel,
+    optimizer: dict[str, Any],
+    state: dict[str, Any],
+    keep: int,
+    *,
+    reference: bool = False,
+) -> Path:
+    """Writes the checkpoint of `state["step"]` beside its place, then renames; keeps the newest `keep`. `reference`:
+    with the frozen base, which has followed the policy.
 
     Errors: OSError (such as a full disk) with the folder named; what was saved before is untouched.
     """
@@ -36,6 +45,8 @@ def save(run: Path, model: UnifiedModel, optimizer: dict[str, Any], state: dict[
     shutil.rmtree(partial, ignore_errors=True)
     try:
         model.save(partial)
+        if reference:
+            model.save_reference(partial)
         torch.save(optimizer, partial / "optimizer.pt")
         (partial / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
         shutil.rmtree(final, ignore_errors=True)

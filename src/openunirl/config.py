@@ -160,6 +160,12 @@ class LossConfig:
     """Steps of the trajectory that are scored, drawn at random; 0 = all."""
     num_draws: int = 1
     """Random masks per rollout for the estimators "remask" and "training_loss"."""
+    mask_time: float = 1.0
+    """Random masks are drawn at times of the schedule from 0 (all is masked) to this one. Below 1 only early states are
+    scored, those in which what the picture shows is decided; it is then no log-prob of the whole image."""
+    ref_model_sync_steps: int = 0
+    """Every so many steps the frozen base becomes a copy of the policy (TRL's name); 0 = never. Where the base draws,
+    each copy starts a new round of rejection sampling. Not with LoRA."""
     logprob_guidance: bool = True
     """Score with guided logits (two forwards, exact), or with the conditional branch only."""
 

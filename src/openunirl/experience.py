@@ -67,7 +67,12 @@ def gather_experience(
     policy). `tau` is the relaxation's temperature at this step; `parts`: those that the update will split the batch
     into. Scores are made in the same parts, because in low precision they depend on what is computed together, and the
     ratio and the KL must start at exactly 1 and 0."""
-    estimator = Estimator(name=config.estimator, num_scored_steps=config.num_scored_steps, num_draws=config.num_draws)
+    estimator = Estimator(
+        name=config.estimator,
+        num_scored_steps=config.num_scored_steps,
+        num_draws=config.num_draws,
+        mask_time=config.mask_time,
+    )
     seeds_B = rollout.scoring_seeds_B
     passes = tuple(model.scoring_passes(rollout.images, estimator, seeds_B)) if config.image_coef else ()
     relaxed = config.end_to_end and (config.answer_coef or config.reward_coef)

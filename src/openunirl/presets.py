@@ -23,7 +23,6 @@ from openunirl.types import ImageSampling
 
 _TINY_SHOWO = ModelConfig(weights="tiny-showo", attn_implementation="eager")
 # the base's best of timesteps x guidance x temperature on validation prompts (docs/experiments.md)
-# the base's best of timesteps x guidance x temperature on validation prompts (docs/experiments.md)
 _TINY_SHOWO_BEST = ImageSampling(num_timesteps=16, guidance_scale=1.0, temperature=1.0)
 
 PRESETS: dict[str, RunConfig] = {
@@ -53,7 +52,7 @@ PRESETS: dict[str, RunConfig] = {
             num_iterations=2,
         ),
         optim=OptimConfig(lr=5e-4, warmup_steps=8, decay=1.0),
-        train=TrainConfig(max_steps=100, save_steps=50, eval_steps=50, mixed_precision="auto"),
+        train=TrainConfig(max_steps=220, save_steps=110, eval_steps=110, mixed_precision="auto"),
         eval=EvalConfig(sampling=_TINY_SHOWO_BEST),
     ),
     "tiny-showo-grpo": RunConfig(

@@ -81,6 +81,7 @@ class Run:
         done = checkpoint.read_state(point)["step"] if point else 0
         if point:
             model.load_weights(point)
+            model.load_reference(point)
         trackers: list[Any] = [JsonlTracker(folder / "metrics.jsonl", done), *config.train.report_to]
         processes = Processes(config.train.mixed_precision, trackers, folder, config.train.shard)
         prompts = _prompts_of_run(config, world, processes.count)
@@ -215,6 +216,11 @@ class Run:
             told = f"reward {metrics.get('reward', math.nan):.3f}  {measure} {metrics[measure]:.4f}"
             self.progress.update(self._bar, description=f"training  {told}")
 
+    def sync_reference_if_due(self, step: int) -> None:
+        every = self.config.loss.ref_model_sync_steps
+        if every and step % every == 0:
+            self.model.sync_reference()
+
     def save_if_due(self, step: int) -> None:
         train = self.config.train
         due = step == train.max_steps or (train.save_steps and step % train.save_steps == 0)
@@ -222,7 +228,9 @@ class Run:
             state = self.processes.optimizer_state(self.optimizer)
             with self.processes.whole(self.model):
                 if self.processes.is_main:
-                    checkpoint.save(self.folder, self.model, state, {"step": step}, train.save_total_limit)
+                    synced = 0 < self.config.loss.ref_model_sync_steps <= step
+                    told, limit = {"step": step}, train.save_total_limit
+                    checkpoint.save(self.folder, self.model, state, told, limit, reference=synced)
         self.processes.wait()
 
     @contextmanager
@@ -251,6 +259,11 @@ class Run:
     def evaluate_base(self) -> None:
         """The base on held-out prompts, once per run."""
         if self.config.eval.num_prompts and not self._summary("before"):
+            if 0 < self.config.loss.ref_model_sync_steps < self.first_step:
+                raise ValueError(
+                    f"{self.folder} has no evaluation of its base, which has followed the policy since: continue it "
+                    "with --eval.num-prompts 0"
+                )
             with self.model.reference():
                 self._evaluate_in_full("before", step=0)
 

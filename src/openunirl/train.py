@@ -42,6 +42,7 @@ def train(config: RunConfig, *, resume: bool = False, command: str = "") -> Path
         guard.check(step, metrics, run.last_checkpoint())
         run.log(step, metrics)
         run.evaluate_if_due(step)
+        run.sync_reference_if_due(step)
         run.save_if_due(step)  # last: what a checkpoint claims has been logged
     run.evaluate_tuned()
     return run.finish()

@@ -49,6 +49,8 @@ def check(config: RunConfig) -> None:
                 raise ValueError(f"{_flag(section, name)} is {value}, wanted more than 0")
     if config.loss.epsilon_high is not None and config.loss.epsilon_high < 0:
         raise ValueError(f"--loss.epsilon-high is {config.loss.epsilon_high}, wanted at least 0")
+    if not 0 < config.loss.mask_time <= 1:
+        raise ValueError(f"--loss.mask-time is {config.loss.mask_time}, wanted a time above 0 and at most 1")
     for name in ("adam_beta1", "adam_beta2"):
         if not 0 <= (value := getattr(config.optim, name)) < 1:
             raise ValueError(f"{_flag('optim', name)} is {value}, wanted at least 0 and less than 1")
@@ -210,6 +212,15 @@ def _check_relaxation(config: RunConfig) -> None:
 
 
 def _check_reference(config: RunConfig) -> None:
+    every = config.loss.ref_model_sync_steps
+    if every < 0:
+        raise ValueError(f"--loss.ref-model-sync-steps is {every}, wanted at least 0 (0: never)")
+    if every and (config.lora.rank or config.train.shard):
+        other = f"--lora.rank {config.lora.rank}" if config.lora.rank else "--train.shard"
+        raise ValueError(
+            f"--loss.ref-model-sync-steps is {every} with {other}: no process holds a whole copy of the base that "
+            "could follow the policy; leave one of them out"
+        )
     kind = config.train.reference
     if config.lora.targets and not config.lora.rank:
         raise ValueError(

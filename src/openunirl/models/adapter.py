@@ -20,6 +20,8 @@ from openunirl.config import LoraConfig
 from openunirl.models import checkpoints, lora
 from openunirl.models.recompute import recompute
 
+REFERENCE = "reference.safetensors"
+
 
 class Adapter:
     """`net` is trained; `image_tokenizer` is frozen; `reference()` swaps in the frozen base.
@@ -60,6 +62,14 @@ class Adapter:
         if dtype is not None:
             nn.Module.to(self.reference_net, dtype)
         self._rests = rests_on
+
+    def sync_reference(self) -> None:
+        """The policy's present weights become the base's. Errors: ValueError where the base is no copy (LoRA)."""
+        if self.reference_net is None:
+            raise ValueError("sync_reference() needs a copy of the base: call freeze_reference() first")
+        with torch.no_grad():
+            for held, weight in zip(self.reference_net.parameters(), self.net.parameters(), strict=True):
+                held.copy_(weight)
 
     def add_adapters(self, config: LoraConfig, seed: int) -> None:
         """From here on LoRA's matrices are trained and nothing else; the frozen base is the network without them.
@@ -122,6 +132,16 @@ class Adapter:
                 f"{path} was trained with adapters: continue it with its own --lora.rank and --lora.targets"
             )
         checkpoints.load_strictly(self.net, self.read_trained(path), path)
+
+    def save_reference(self, path: Path) -> None:
+        """The base's weights beside the policy's, where they are no longer those of the model that was loaded."""
+        with self.reference():
+            checkpoints.write_state(path / REFERENCE, self.net.state_dict())
+
+    def load_reference(self, path: Path) -> None:
+        """What `save_reference` wrote, if it did."""
+        if (path / REFERENCE).exists() and self.reference_net is not None:
+            checkpoints.load_strictly(self.reference_net, checkpoints.read_state(path / REFERENCE), path)
 
     @staticmethod
     def read_trained(path: Path) -> dict[str, torch.Tensor]:

@@ -130,12 +130,13 @@ class Estimator:
     Example: Estimator(name="trajectory", num_scored_steps=2). `num_scored_steps` 0 = all of them; `num_draws`: random
     masks a rollout, for "remask" (weighted N / #masked, METHOD 2) and "training_loss" (every masked token weighs the
     same, as in the family's own training: states in which much is undecided count more). Autoregressive models score
-    exactly and ignore all of it.
+    exactly and ignore all of it. `mask_time`: the latest time of the cosine schedule at which a random mask is drawn.
     """
 
     name: Literal["trajectory", "remask", "training_loss", "full_mask"] = "trajectory"
     num_scored_steps: int = 0
     num_draws: int = 1
+    mask_time: float = 1.0
 
 
 def scoring_passes(rollout: ImageRollout, estimator: Estimator, seeds_B: torch.Tensor) -> list[ScorePass]:
@@ -147,7 +148,9 @@ def scoring_passes(rollout: ImageRollout, estimator: Estimator, seeds_B: torch.T
         return [ScorePass(shown_BN=nothing, scored_BN=~nothing, weight_BN=ones_BN)]
     if estimator.name in RANDOM_MASKS:
         even = estimator.name == "training_loss"
-        return [_remask_pass(reveal_BN, seeds_B, draw, even) for draw in range(estimator.num_draws)]
+        return [
+            _remask_pass(reveal_BN, seeds_B, draw, even, estimator.mask_time) for draw in range(estimator.num_draws)
+        ]
     if estimator.name != "trajectory":
         raise ValueError(f"unknown estimator {estimator.name!r}: use trajectory, remask, training_loss or full_mask")
     count = estimator.num_scored_steps or num_steps
@@ -167,18 +170,20 @@ def scoring_passes(rollout: ImageRollout, estimator: Estimator, seeds_B: torch.T
     return passes
 
 
-def random_mask(seeds_B: torch.Tensor, num_tokens: int, schedule: str = "cosine") -> torch.Tensor:
-    """Training masks: share = schedule(uniform time), at least one token. bool [B, N], True = masked."""
-    time_B = uniforms(key(seeds_B, 2), 0, 1)[:, 0]
+def random_mask(seeds_B: torch.Tensor, num_tokens: int, schedule: str = "cosine", latest: float = 1.0) -> torch.Tensor:
+    """Training masks: share = schedule(time), uniform in 0..latest; at least one token. bool [B, N], True = masked."""
+    time_B = uniforms(key(seeds_B, 2), 0, 1)[:, 0] * latest
     count_B1 = (num_tokens * mask_ratio(schedule, time_B)).round().clamp_min(1)[:, None]
     rank_BN = uniforms(key(seeds_B, 3), 0, num_tokens).argsort(1).argsort(1)
     return rank_BN < count_B1
 
 
-def _remask_pass(reveal_BN: torch.Tensor, seeds_B: torch.Tensor, draw: int, even: bool) -> ScorePass:
-    masked_BN = random_mask(key(seeds_B, Scoring.MASKS + draw), reveal_BN.shape[1]).to(reveal_BN.device)
-    if even:  # the schedule masks 2 / pi of the tokens on average
-        weight_B1 = torch.full((len(reveal_BN), 1), math.pi / 2, device=reveal_BN.device)
+def _remask_pass(reveal_BN: torch.Tensor, seeds_B: torch.Tensor, draw: int, even: bool, latest: float) -> ScorePass:
+    seeds_B = key(seeds_B, Scoring.MASKS + draw)
+    masked_BN = random_mask(seeds_B, reveal_BN.shape[1], latest=latest).to(reveal_BN.device)
+    if even:  # up to time t the schedule masks sin(a) / a of the tokens on average, a = t pi / 2; 2 / pi at t = 1
+        angle = latest * math.pi / 2
+        weight_B1 = torch.full((len(reveal_BN), 1), angle / math.sin(angle), device=reveal_BN.device)
     else:
         weight_B1 = reveal_BN.shape[1] / masked_BN.sum(1, keepdim=True)
     return ScorePass(shown_BN=~masked_BN, scored_BN=masked_BN, weight_BN=weight_B1.expand(reveal_BN.shape).float())

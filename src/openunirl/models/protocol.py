@@ -127,6 +127,18 @@ class UnifiedModel(Protocol):
         a device to rest on where these are given."""
         ...
 
+    def sync_reference(self) -> None:
+        """The policy's present weights become the frozen base's."""
+        ...
+
+    def save_reference(self, path: Path) -> None:
+        """Writes the frozen base's weights, once they are no longer those of the model that was loaded."""
+        ...
+
+    def load_reference(self, path: Path) -> None:
+        """Reads what `save_reference` wrote there, if anything."""
+        ...
+
     def add_adapters(self, config: LoraConfig, seed: int) -> None:
         """Freezes the present weights and trains adapters instead; the frozen base is the network without them."""
         ...
