@@ -32,9 +32,9 @@ PRESETS: dict[str, RunConfig] = {
         # Rejection sampling: the base draws, the model answers every question on its own picture, and both halves learn
         # from the pictures whose answers were all right. The base draws, and not the policy: random masks score a
         # sampled picture too kindly, and a policy that imitates itself by them collapses within 20 steps. It draws at a
-        # lower temperature than the policy is scored at, so that its care is imitated, too.
+        # lower temperature than the policy is scored at, so that its care is imitated, too. Every 150 steps the policy becomes the next base: three rounds.
         rollout=RolloutConfig(
-            num_prompts=64,
+            num_prompts=32,
             num_generations=1,
             num_questions=4,
             sampling=_TINY_SHOWO_BEST,
@@ -50,9 +50,11 @@ PRESETS: dict[str, RunConfig] = {
             estimator="training_loss",
             num_draws=4,
             num_iterations=2,
+            mask_time=0.5,
+            ref_model_sync_steps=150,
         ),
         optim=OptimConfig(lr=5e-4, warmup_steps=8, decay=1.0),
-        train=TrainConfig(max_steps=220, save_steps=110, eval_steps=110, mixed_precision="auto"),
+        train=TrainConfig(max_steps=450, save_steps=150, eval_steps=225, mixed_precision="auto"),
         eval=EvalConfig(sampling=_TINY_SHOWO_BEST),
     ),
     "tiny-showo-grpo": RunConfig(
