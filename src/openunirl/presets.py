@@ -32,7 +32,8 @@ PRESETS: dict[str, RunConfig] = {
         # Rejection sampling: the base draws, the model answers every question on its own picture, and both halves learn
         # from the pictures whose answers were all right. The base draws, and not the policy: random masks score a
         # sampled picture too kindly, and a policy that imitates itself by them collapses within 20 steps. It draws at a
-        # lower temperature than the policy is scored at, so that its care is imitated, too. Every 150 steps the policy becomes the next base: three rounds.
+        # lower temperature than the policy is scored at, so that its care is imitated, too. Every 150 steps the policy
+        # becomes the next base: three rounds.
         rollout=RolloutConfig(
             num_prompts=32,
             num_generations=1,
