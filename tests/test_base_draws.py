@@ -10,6 +10,7 @@ from openunirl.config import LoraConfig, LossConfig, RewardConfig, RolloutConfig
 from openunirl.experience import gather_experience
 from openunirl.losses import Stats, Totals
 from openunirl.models.masked import Estimator, scoring_passes
+from openunirl.models.protocol import load_model
 from openunirl.models.tiny import build
 from openunirl.objectives import Terms, loss_parts
 from openunirl.presets import PRESETS
@@ -63,26 +64,42 @@ def test_the_policy_answers_even_where_the_base_draws(moved):
     assert not torch.equal(base.answers.logprobs_QT, base_answers.logprobs_QT)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_base_that_followed_lies_beside_the_policy_and_is_not_read_for_it(family, tmp_path):
+    def fresh():
+        model = build(family, shapes.vocabulary(), seed=5)
+        model.freeze_reference()
+        return model
+
+    def shift(model, by):
+        with torch.no_grad():
+            for weight in model.net.parameters():
+                weight.add_(by)
+
+    model = fresh()
+    shift(model, 0.01)
+    model.sync_reference()
+    shift(model, 0.02)
+    model.save(tmp_path)
+    model.save_reference(tmp_path)
+    again, plain = fresh(), load_model(tmp_path)
+    again.load_weights(tmp_path)
+    again.load_reference(tmp_path)
+    for read, want in ((again.net, model.net), (plain.net, model.net), (again.reference_net, model.reference_net)):
+        assert all(torch.equal(a, b) for a, b in zip(read.parameters(), want.parameters(), strict=True))
+    assert again.base_moved and not plain.base_moved
+
+    untouched = fresh()
+    untouched.save_reference(tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
 def test_kept_answers_by_hand():
     rewards = Rewards(image_BJ=torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0], [1.0, 1.0]]), answer_Q=torch.zeros(8))
     one = {"share": lambda total: total, "std": lambda values: float(values.std())}
     images_B, answers_Q = imitated(rewards, ROLLOUT, LossConfig(method="sft", gold_answers="kept"), **one)
     assert images_B.tolist() == [2.0, 0.0, 0.0, 2.0]
     assert answers_Q.tolist() == [2.0, 2.0, 0.0, 0.0, 0.0, 0.0, 2.0, 2.0]
-
-
-def test_relative_imitation_by_hand():
-    """Groups of two: one right of two weighs 1/2, two right of two nothing; weights add up to the number of images."""
-    rewards = Rewards(image_BJ=torch.tensor([[1.0, 1.0], [1.0, 0.0], [1.0, 1.0], [1.0, 1.0]]), answer_Q=torch.zeros(8))
-    one = {"share": lambda total: total, "std": lambda values: float(values.std())}
-    config = LossConfig(method="sft", gold_answers="kept", imitation="relative")
-    images_B, answers_Q = imitated(rewards, ROLLOUT, config, **one)
-    assert images_B.tolist() == [4.0, 0.0, 0.0, 0.0] and answers_Q.tolist() == [4.0, 4.0] + [0.0] * 6
-    thirds = Rewards(image_BJ=torch.tensor([[1.0], [1.0], [0.0], [0.0], [0.0], [1.0]]), answer_Q=torch.zeros(6))
-    images_B, _ = imitated(thirds, replace(ROLLOUT, num_generations=3), config, **one)
-    assert images_B.tolist() == pytest.approx([1.5, 1.5, 0.0, 0.0, 0.0, 3.0])  # 1/3, 1/3, 2/3 scaled to add up to 6
-    nothing = Rewards(image_BJ=torch.ones(4, 2), answer_Q=torch.zeros(8))
-    assert imitated(nothing, ROLLOUT, config, **one)[0].tolist() == [0.0] * 4
 
 
 def test_answers_on_images_that_were_not_kept_leave_no_trace(moved):
@@ -128,14 +145,7 @@ def test_the_training_losss_weights_add_up_to_a_log_prob_on_average():
             {"loss": replace(PRESET.loss, ref_model_sync_steps=5), "lora": LoraConfig(rank=2)},
             "--loss.ref-model-sync-steps is 5 with --lora.rank 2",
         ),
-        ({"loss": LossConfig(imitation="relative"), "rollout": ROLLOUT}, "--loss.imitation is relative: GRPO"),
-        (
-            {
-                "loss": replace(PRESET.loss, imitation="relative"),
-                "rollout": replace(PRESET.rollout, num_generations=1),
-            },
-            "--rollout.num-generations 1",
-        ),
+        ({"loss": replace(PRESET.loss, estimator="trajectory")}, "--loss.mask-time is 0.5 with --loss.estimator"),
     ],
 )  # fmt: skip
 def test_settings_that_do_not_go_together_are_named(changed, named):

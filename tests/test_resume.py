@@ -108,7 +108,7 @@ def test_killed_and_resumed_equals_uninterrupted(weights, tmp_path, more):
     base = load_file(weights / "model.safetensors")
     assert all(torch.equal(want[name], got[name]) for name in want)
     assert any(not torch.equal(want[name], base[name]) for name in want)
-    synced = whole / "checkpoints" / "step-000006" / "reference.safetensors"  # step 6 has just been synced
+    synced = whole / "checkpoints" / "step-000006" / "reference" / "model.safetensors"  # step 6 has just been synced
     assert synced.exists() == (more is SYNCED)
     assert not synced.exists() or all(torch.equal(want[name], load_file(synced)[name]) for name in want)
     assert [without_timings(r) for r in rows(whole)] == [without_timings(r) for r in rows(killed)]

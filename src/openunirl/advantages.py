@@ -100,15 +100,11 @@ def imitated(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """SFT: ([B], [Q]). An image counts if all its questions were answered right, so often that the mean over all images
     of the batch is one over those that count; the gold answers all count, or (`gold_answers="kept"`) those on them do.
-    A question that no source judged is left out. With `imitation="relative"` an image counts by the share of its group
-    that was wrong.
+    A question that no source judged is left out.
 
     Example: of four images one was right: ([0, 4, 0, 0], [1, 1, 1, 1])
     """
     right_B = rewards.right_B.float()
-    if loss.imitation == "relative":
-        right_GB = right_B.view(-1, rollout.num_generations)
-        right_B = (right_GB * (1 - right_GB.mean(1, keepdim=True))).flatten()
     kept = share(float(right_B.sum()))
     kept_B = right_B * (share(len(right_B)) / kept if kept else 0.0)
     if loss.gold_answers == "all":

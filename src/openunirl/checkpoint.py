@@ -26,17 +26,8 @@ def folder(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"{_PREFIX}{step:06d}"
 
 
-def save(
-    run: Path,
-    model: UnifiedModel,
-    optimizer: dict[str, Any],
-    state: dict[str, Any],
-    keep: int,
-    *,
-    reference: bool = False,
-) -> Path:
-    """Writes the checkpoint of `state["step"]` beside its place, then renames; keeps the newest `keep`. `reference`:
-    with the frozen base, which has followed the policy.
+def save(run: Path, model: UnifiedModel, optimizer: dict[str, Any], state: dict[str, Any], keep: int) -> Path:
+    """Writes the checkpoint of `state["step"]` beside its place, then renames; keeps the newest `keep`.
 
     Errors: OSError (such as a full disk) with the folder named; what was saved before is untouched.
     """
@@ -45,8 +36,7 @@ def save(
     shutil.rmtree(partial, ignore_errors=True)
     try:
         model.save(partial)
-        if reference:
-            model.save_reference(partial)
+        model.save_reference(partial)
         torch.save(optimizer, partial / "optimizer.pt")
         (partial / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
         shutil.rmtree(final, ignore_errors=True)

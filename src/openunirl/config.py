@@ -133,9 +133,6 @@ class LossConfig:
     gold_answers: Literal["all", "kept"] = "all"
     """SFT: on which images the gold answers are learned: on all of them (the paper), or on those that were judged
     right, so that no answer is learned from a picture that does not show it."""
-    imitation: Literal["equal", "relative"] = "equal"
-    """SFT: what an image that was judged right weighs: all the same (the paper), or as much as the share of wrong ones
-    in its group (GRPO's advantage without the images below): what always succeeds teaches nothing new."""
     relaxation: RelaxationConfig = field(default_factory=RelaxationConfig)
     """How the image is relaxed; read by end-to-end training only."""
     beta: float = 0.02
@@ -162,10 +159,11 @@ class LossConfig:
     """Random masks per rollout for the estimators "remask" and "training_loss"."""
     mask_time: float = 1.0
     """Random masks are drawn at times of the schedule from 0 (all is masked) to this one. Below 1 only early states are
-    scored, those in which what the picture shows is decided; it is then no log-prob of the whole image."""
+    scored, those in which what the picture shows is decided; it is then no log-prob of the whole image. For the
+    estimators "remask" and "training_loss"."""
     ref_model_sync_steps: int = 0
     """Every so many steps the frozen base becomes a copy of the policy (TRL's name); 0 = never. Where the base draws,
-    each copy starts a new round of rejection sampling. Not with LoRA."""
+    each copy starts a new round of rejection sampling. The KL and the frozen judge follow, too. Not with LoRA."""
     logprob_guidance: bool = True
     """Score with guided logits (two forwards, exact), or with the conditional branch only."""
 

@@ -228,9 +228,7 @@ class Run:
             state = self.processes.optimizer_state(self.optimizer)
             with self.processes.whole(self.model):
                 if self.processes.is_main:
-                    synced = 0 < self.config.loss.ref_model_sync_steps <= step
-                    told, limit = {"step": step}, train.save_total_limit
-                    checkpoint.save(self.folder, self.model, state, told, limit, reference=synced)
+                    checkpoint.save(self.folder, self.model, state, {"step": step}, train.save_total_limit)
         self.processes.wait()
 
     @contextmanager
@@ -259,7 +257,7 @@ class Run:
     def evaluate_base(self) -> None:
         """The base on held-out prompts, once per run."""
         if self.config.eval.num_prompts and not self._summary("before"):
-            if 0 < self.config.loss.ref_model_sync_steps < self.first_step:
+            if self.model.base_moved:
                 raise ValueError(
                     f"{self.folder} has no evaluation of its base, which has followed the policy since: continue it "
                     "with --eval.num-prompts 0"

@@ -51,6 +51,11 @@ def check(config: RunConfig) -> None:
         raise ValueError(f"--loss.epsilon-high is {config.loss.epsilon_high}, wanted at least 0")
     if not 0 < config.loss.mask_time <= 1:
         raise ValueError(f"--loss.mask-time is {config.loss.mask_time}, wanted a time above 0 and at most 1")
+    if config.loss.mask_time < 1 and config.loss.estimator not in ("remask", "training_loss"):
+        raise ValueError(
+            f"--loss.mask-time is {config.loss.mask_time} with --loss.estimator {config.loss.estimator}, which "
+            "draws no random masks; use remask or training_loss, or leave it out"
+        )
     for name in ("adam_beta1", "adam_beta2"):
         if not 0 <= (value := getattr(config.optim, name)) < 1:
             raise ValueError(f"{_flag('optim', name)} is {value}, wanted at least 0 and less than 1")
@@ -148,8 +153,6 @@ def _check_grpo(config: RunConfig) -> None:
         )
     if loss.gold_answers != LossConfig().gold_answers:
         raise ValueError(f"--loss.gold-answers is {loss.gold_answers}: GRPO learns sampled answers; leave it out")
-    if loss.imitation != LossConfig().imitation:
-        raise ValueError(f"--loss.imitation is {loss.imitation}: GRPO imitates nothing; leave it out")
     if rollout.num_generations == 1 and (loss.image_coef or rollout.num_answers == 1):
         raise ValueError(
             "--rollout.num-generations is 1: GRPO compares the images of a prompt, so every advantage would be 0; use "
@@ -176,11 +179,6 @@ def _check_sft(config: RunConfig) -> None:
         raise ValueError(
             "--loss.answer-coef is 0: end-to-end SFT has the answers' loss only; use --loss.no-end-to-end to train the "
             "images alone"
-        )
-    if loss.imitation == "relative" and rollout.num_generations == 1:
-        raise ValueError(
-            "--loss.imitation is relative with --rollout.num-generations 1: an image right on its own is nothing above "
-            "its group, so every weight would be 0; draw at least 2 images a prompt, or use equal"
         )
     keeps = loss.gold_answers == "kept" or not loss.end_to_end
     if keeps and loss.image_coef and config.reward.kind != "answer":

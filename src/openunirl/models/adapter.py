@@ -20,7 +20,8 @@ from openunirl.config import LoraConfig
 from openunirl.models import checkpoints, lora
 from openunirl.models.recompute import recompute
 
-REFERENCE = "reference.safetensors"
+REFERENCE = "reference/model.safetensors"
+"""Where a checkpoint keeps a base that has followed the policy: in a folder of its own, which no loader reads along."""
 
 
 class Adapter:
@@ -39,6 +40,7 @@ class Adapter:
         self._parts = (image_tokenizer,)
         self.reference_net: nn.Module | None = None
         self.has_lora = False
+        self.base_moved = False
         self._rests: torch.device | None = None
 
     @property
@@ -70,6 +72,7 @@ class Adapter:
         with torch.no_grad():
             for held, weight in zip(self.reference_net.parameters(), self.net.parameters(), strict=True):
                 held.copy_(weight)
+        self.base_moved = True
 
     def add_adapters(self, config: LoraConfig, seed: int) -> None:
         """From here on LoRA's matrices are trained and nothing else; the frozen base is the network without them.
@@ -135,6 +138,9 @@ class Adapter:
 
     def save_reference(self, path: Path) -> None:
         """The base's weights beside the policy's, where they are no longer those of the model that was loaded."""
+        if not self.base_moved:
+            return
+        (path / REFERENCE).parent.mkdir()
         with self.reference():
             checkpoints.write_state(path / REFERENCE, self.net.state_dict())
 
@@ -142,6 +148,7 @@ class Adapter:
         """What `save_reference` wrote, if it did."""
         if (path / REFERENCE).exists() and self.reference_net is not None:
             checkpoints.load_strictly(self.reference_net, checkpoints.read_state(path / REFERENCE), path)
+            self.base_moved = True
 
     @staticmethod
     def read_trained(path: Path) -> dict[str, torch.Tensor]:

@@ -72,6 +72,7 @@ class UnifiedModel(Protocol):
     net: nn.Module
     reference_net: nn.Module | None  # set by freeze_reference
     num_codes: int  # V
+    base_moved: bool  # whether the frozen base is no longer the model that was loaded
 
     @property
     def trunk(self) -> str:
@@ -132,7 +133,7 @@ class UnifiedModel(Protocol):
         ...
 
     def save_reference(self, path: Path) -> None:
-        """Writes the frozen base's weights, once they are no longer those of the model that was loaded."""
+        """Writes the frozen base's weights, if the base has moved."""
         ...
 
     def load_reference(self, path: Path) -> None:
