@@ -32,7 +32,7 @@ PRESETS: dict[str, RunConfig] = {
         # Rejection sampling: the base draws, the model answers every question on its own picture, and both halves learn
         # from the pictures whose answers were all right. The base draws, and not the policy: random masks score a
         # sampled picture too kindly, and a policy that imitates itself by them collapses within 20 steps. It draws at a
-        # lower temperature than the policy is scored at, so that its care is imitated, too. Every 150 steps the policy
+        # lower temperature than the policy is scored at, so that its care is imitated, too. Every 130 steps the policy
         # becomes the next base: three rounds.
         rollout=RolloutConfig(
             num_prompts=32,
@@ -52,10 +52,10 @@ PRESETS: dict[str, RunConfig] = {
             num_draws=4,
             num_iterations=2,
             mask_time=0.5,
-            ref_model_sync_steps=150,
+            ref_model_sync_steps=130,
         ),
         optim=OptimConfig(lr=5e-4, warmup_steps=8, decay=1.0),
-        train=TrainConfig(max_steps=450, save_steps=150, eval_steps=225, mixed_precision="auto"),
+        train=TrainConfig(max_steps=390, save_steps=130, eval_steps=195, mixed_precision="auto"),
         eval=EvalConfig(sampling=_TINY_SHOWO_BEST),
     ),
     "tiny-showo-grpo": RunConfig(
