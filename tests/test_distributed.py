@@ -166,6 +166,22 @@ def test_a_reward_that_fails_on_one_process_ends_all(tmp_path):
     (tmp_path / "mine.py").write_text(MINE)
     more = ("--rollout.num-prompts", "1", "--reward.sources", "self", "mine:fails_on_the_second")
     (first, waiting), (second, failing) = finished(tmp_path, weights, tmp_path / "run", 2, *more)
-    assert first == second == 1
+    assert first == second == 1, (waiting, failing)
     assert "step 1: another process failed" in " ".join(waiting.split())
     assert "raised RuntimeError: no judge here" in " ".join(failing.split())
+
+
+def test_one_of_several_processes_ends_without_taking_python_apart():
+    """What is freed later than main must not be freed at all, or gloo's threads may abort."""
+    code = (
+        "import atexit, sys; from openunirl import cli\n"
+        "class Late:\n    def __del__(self): print('taken apart')\n"
+        "late = Late(); atexit.register(print, 'told at exit'); sys.argv = ['openunirl', '--version']; cli.run()"
+    )
+    for size, taken_apart in (("1", True), ("2", False)):
+        ended = subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | {"WORLD_SIZE": size}, capture_output=True, text=True
+        )
+        assert ended.returncode == 0, ended.stderr
+        assert ended.stdout.startswith("openunirl ") and "told at exit" in ended.stdout
+        assert ("taken apart" in ended.stdout) == taken_apart

@@ -10,6 +10,7 @@ in COMMANDS.
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import json
 import os
@@ -160,6 +161,21 @@ COMMANDS: dict[str, Command] = {
 # ------------------------------------------------------------------------------------------------------ main
 
 
+def run() -> None:
+    """The entry point: `main`, then the end of the process.
+
+    One of several ends without taking Python apart: gloo's threads may hold a tensor of the last reduction a moment
+    longer, and freeing it by then aborts the process (pytorch/pytorch#179291).
+    """
+    code = main()
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -224,4 +240,4 @@ def _refuse(told: str, code: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()
