@@ -35,6 +35,8 @@ from openunirl.tasks.shapes_oracle import CELL
 from openunirl.tasks.worlds import WORLDS
 from openunirl.types import ImageQuestion, Images, ImageSampling, Prompt
 
+SETTLING = 512  # pictures on which a trained image tokenizer's codes are counted
+
 
 def pretrain(config: PretrainConfig) -> Path:
     """Trains and saves; returns the folder. Errors: ValueError for a folder that exists and is not empty, and for a
@@ -112,6 +114,8 @@ def train_tokenizer(model: UnifiedModel, config: PretrainConfig, progress: Progr
         optimizer.zero_grad()
         progress.update(bar, advance=1, description=f"image tokenizer  loss {loss.item():.4f}")
     net.requires_grad_(False).eval()
+    scenes = [shapes_examples.random_example(rng, negatives=0.0, damaged=0.3)[0] for _ in range(SETTLING)]
+    model.settle_tokenizer(to_pixels(shapes.render_batch(scenes, rng)))
 
 
 def _crop(picture_HWC: np.ndarray, scene: shapes.Scene, rng: np.random.Generator, cells: int = 4) -> np.ndarray:

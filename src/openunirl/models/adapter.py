@@ -113,6 +113,9 @@ class Adapter:
         """From here on the decoder's layers keep nothing but their input for the backward pass."""
         recompute(self.net.get_submodule(self.trunk).get_submodule("layers").children())
 
+    def settle_tokenizer(self, pixels_BCHW: torch.Tensor) -> None:
+        """Nothing to do for a tokenizer without a learned codebook."""
+
     def trained_state(self) -> dict[str, torch.Tensor]:
         """The network's weights under its own names, adapters merged."""
         return lora.merged_state(self.net) if self.has_lora else self.net.state_dict()

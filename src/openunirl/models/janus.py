@@ -379,16 +379,13 @@ class Janus(Adapter):
     def tokenizer_loss(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         return self.image_tokenizer.loss(pixels_BCHW.to(self.device))
 
+    def settle_tokenizer(self, pixels_BCHW: torch.Tensor) -> None:
+        self.image_tokenizer.merge_codes(pixels_BCHW.to(self.device))
+
     def pretrain_loss(self, batch: PretrainBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """An empty prompt trains the unconditional row at the length of another prompt of the batch, picked by its
-        seed: at inference unconditional rows have their prompt's length."""
         assert batch.drawn.tokens_BN is not None
         tokens_BN = batch.drawn.tokens_BN.to(self.device)
-        rows = [self.prompting.t2i(prompt) for prompt in batch.prompts]
-        lengths = [len(row) for row, prompt in zip(rows, batch.prompts, strict=True) if prompt.strip()]
-        for b, seed in enumerate(batch.seeds_B.tolist()):
-            if lengths and not batch.prompts[b].strip():
-                rows[b] = self.prompting.unconditional(lengths[seed % len(lengths)])
+        rows = self.prompting.t2i_with_dropped(batch.prompts, batch.seeds_B.tolist())
         teacher_SV = None
         if batch.teacher is not None:
             with self.reference(), torch.no_grad():

@@ -145,6 +145,16 @@ class Prompting:
         """The unconditional row of a prompt of `length` ids."""
         return [self.vocab.bos, *[self.vocab.pad] * (length - 2), self.vocab.boi]
 
+    def t2i_with_dropped(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[list[int]]:
+        """`t2i` of each prompt; an empty one becomes the unconditional row at the length of another prompt, picked by
+        its seed: at inference unconditional rows have their prompt's length."""
+        rows = [self.t2i(prompt) for prompt in prompts]
+        lengths = [len(row) for row, prompt in zip(rows, prompts, strict=True) if prompt.strip()]
+        dropped = [b for b, prompt in enumerate(prompts) if lengths and not prompt.strip()]
+        for b in dropped:
+            rows[b] = self.unconditional(lengths[seeds[b] % len(lengths)])
+        return rows
+
     def question(self, question: str) -> list[int]:
         """What follows the image in an understanding prompt; the answer comes next."""
         prefix, ids = self._understanding(question)

@@ -180,6 +180,10 @@ class UnifiedModel(Protocol):
         """Training loss of the image tokenizer on pictures in 0..1."""
         ...
 
+    def settle_tokenizer(self, pixels_BCHW: torch.Tensor) -> None:
+        """Once, at the end of its training: makes codes stable on pictures like these, where the family can."""
+        ...
+
     def pretrain_loss(self, batch: PretrainBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """(drawing loss, answering loss), means over tokens."""
         ...
