@@ -226,6 +226,8 @@ class TrainConfig:
     it natively."""
     gradient_checkpointing: bool = False
     """Keep only the input of each of the decoder's layers, and compute the rest again in the backward pass."""
+    compile: bool = False
+    """torch.compile of the decoder's layers in passes that score; needs a C++ compiler, or Triton on a GPU."""
     reference: Literal["copy", "cpu", "bf16"] = "copy"
     """The frozen base, without --lora.rank: a full copy; one that rests on the CPU while it does not score; or one in
     bf16, half as large, with which the KL starts near 0 instead of at 0."""

@@ -333,6 +333,8 @@ def set_up(model: UnifiedModel, config: RunConfig) -> None:
             dtype=torch.bfloat16 if config.train.reference == "bf16" else None,
             rests_on=torch.device("cpu") if config.train.reference == "cpu" else None,
         )
+    if config.train.compile:  # first, so that what is recomputed is compiled, too
+        model.compile_layers()
     if config.train.gradient_checkpointing:
         model.recompute_activations()
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from openunirl.config import LoraConfig
 from openunirl.models import checkpoints, lora
+from openunirl.models.compiled import compile_layers
 from openunirl.models.recompute import recompute
 
 REFERENCE = "reference/model.safetensors"
@@ -108,6 +109,11 @@ class Adapter:
             nn.Module.to(self.reference_net, self._rests)
 
     # --------------------------------------------------------------------------------------- training, weights
+
+    def compile_layers(self, backend: str = "inductor") -> None:
+        """From here on torch.compile runs the decoder's layers, of policy and base, where no cache is filled."""
+        for net in filter(None, (self.net, self.reference_net)):
+            compile_layers(net.get_submodule(self.trunk).get_submodule("layers").children(), backend)
 
     def recompute_activations(self) -> None:
         """From here on the decoder's layers keep nothing but their input for the backward pass."""

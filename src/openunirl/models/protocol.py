@@ -148,6 +148,10 @@ class UnifiedModel(Protocol):
         """Sends the copy of the base to where it rests."""
         ...
 
+    def compile_layers(self, backend: str = "inductor") -> None:
+        """From here on torch.compile runs the decoder's layers, where no cache is filled."""
+        ...
+
     def recompute_activations(self) -> None:
         """Gradient checkpointing of the decoder's layers."""
         ...
