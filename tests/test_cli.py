@@ -16,7 +16,8 @@ import pytest
 
 from openunirl import cli
 from openunirl.cli import COMMANDS, main
-from openunirl.config import EvalConfig, ModelConfig, PretrainConfig, to_dict
+from openunirl.config import EvalConfig, ModelConfig, to_dict
+from openunirl.config_pretrain import PretrainConfig
 from openunirl.flags import flags, wanted
 from openunirl.presets import PRESETS
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openunirl.config import LossConfig, ModelConfig, OptimConfig, PretrainConfig, RunConfig, from_dict, to_dict
+from openunirl.config import LossConfig, ModelConfig, OptimConfig, RunConfig, from_dict, to_dict
+from openunirl.config_pretrain import PretrainConfig
 from openunirl.presets import BUNDLED, PRESETS, bundled
 
 

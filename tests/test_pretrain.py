@@ -7,7 +7,7 @@ import pytest
 import torch
 from rich.progress import Progress
 
-from openunirl.config import PretrainConfig
+from openunirl.config_pretrain import PretrainConfig
 from openunirl.models.protocol import load_model
 from openunirl.models.tiny import build
 from openunirl.pretrain import pretrain, train_model

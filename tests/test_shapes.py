@@ -327,3 +327,25 @@ def test_near_misses_are_as_frequent_as_asked():
     assert 0.52 < np.mean(right) < 0.68  # 4 standard errors
     true = [shapes_examples.training_example(rng) for _ in range(100)]
     assert all(verdict(prompt, render(scene, rng)).correct for prompt, scene in true)
+
+
+def test_a_question_of_position_may_be_asked_from_both_sides():
+    rng = np.random.default_rng(3)
+    plain = [shapes_examples.random_example(rng, negatives=0.0) for _ in range(200)]
+    both = [shapes_examples.random_example(rng, negatives=0.0, both_sides=True) for _ in range(200)]
+
+    def relations(asked):
+        named = [q.question.removeprefix("where is the ").removesuffix("?").split(" relative to the ") for q in asked]
+        return {tuple(pair): q.answer for pair, q in zip(named, asked, strict=True) if len(pair) == 2}
+
+    turned = 0
+    for _, asked in both:
+        assert len({question.question for question in asked}) == len(asked)
+        told = relations(asked)
+        for pair, answer in told.items():
+            other = told.get(pair[::-1])
+            assert other is None or other == shapes.INVERSE.get(answer, answer)
+            turned += other is not None
+    pairs = sum(len(relations(asked)) for _, asked in both)
+    assert turned > 0.85 * pairs  # the other side may state what is held out
+    assert sum(pair[::-1] in relations(asked) for _, asked in plain for pair in relations(asked)) < 0.5 * turned

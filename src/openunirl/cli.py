@@ -26,7 +26,8 @@ from typing import Annotated
 import tyro
 
 from openunirl.commands import answer, check_model, convert, evaluate, generate, report
-from openunirl.config import ModelConfig, PretrainConfig, RunConfig, from_dict
+from openunirl.config import ModelConfig, RunConfig, from_dict
+from openunirl.config_pretrain import PretrainConfig
 from openunirl.flags import FLAT, HELP, UsageError, parse, unknown
 from openunirl.presets import BUNDLED, PRESETS, TINY
 from openunirl.presets_real import PUBLISHED

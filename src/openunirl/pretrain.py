@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from openunirl.config import EvalConfig, ModelConfig, PretrainConfig
+from openunirl.config import EvalConfig, ModelConfig
+from openunirl.config_pretrain import PretrainConfig
 from openunirl.draws import key
 from openunirl.evaluation.run import evaluate, to_pixels
 from openunirl.models.protocol import PretrainBatch, UnifiedModel, load_model
@@ -66,7 +67,7 @@ def pretrain(config: PretrainConfig) -> Path:
             model.image_tokenizer.load_state_dict(trained.state_dict())
         train_model(model, config, progress, output)
     model.save(output, torch.float16)
-    told = asdict(config) | {"question_weights": dict(shapes_examples.QUESTION_WEIGHTS), "dtype": str(fast_dtype())}
+    told = asdict(config) | {"question_weights": question_weights(config), "dtype": str(fast_dtype())}
     told |= about("openunirl pretrain " + config.name)
     (output / "pretrain.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     return output
@@ -175,7 +176,9 @@ def pretrain_batches(model: UnifiedModel, config: PretrainConfig) -> Iterator[Pr
     rng = np.random.default_rng([config.seed, 2])
     drawn = [shapes_examples.training_example(rng, config.near_misses) for _ in range(config.pool)]
     asked = [
-        shapes_examples.random_example(rng, negatives=config.negatives, damaged=config.damaged)
+        shapes_examples.random_example(
+            rng, config.negatives, config.damaged, question_weights(config), both_sides=config.both_sides
+        )
         for _ in range(config.pool)
     ]
     drawn_images = _read(model, [scene for _, scene in drawn], rng, as_drawn=True)
@@ -200,6 +203,11 @@ def pretrain_batches(model: UnifiedModel, config: PretrainConfig) -> Iterator[Pr
             teacher=teacher,
         )
         step += 1
+
+
+def question_weights(config: PretrainConfig) -> dict[str, float]:
+    """Task type -> how often it is asked about."""
+    return dict(shapes_examples.QUESTION_WEIGHTS) | {"position": config.position_weight}
 
 
 def _read(

@@ -84,12 +84,15 @@ def random_example(
     negatives: float = 0.2,
     damaged: float = 0.2,
     weights: Mapping[str, float] = QUESTION_WEIGHTS,
+    both_sides: bool = False,
 ) -> tuple[Scene, list[Question]]:
     """A scene and three or four different questions on it, with true answers, to train the answering half.
 
     The scene is like one of a task type drawn by `weights`, and so are the questions: the first is that type's own.
     With share `damaged` one thing is malformed. With share `negatives` a question names what is not there: another
     shape, another colour, or colours exchanged. Where a scene allows too few other questions, more name what is absent.
+    With `both_sides` a question of position is followed by the one from the other side, beyond the three or four: the
+    two differ in order only, and without that lesson a model may long know the axis of a relation and not its sense.
     What is asked of position and color_attr never has a held-out content as its true answer.
     """
     tag = _pick_tag(weights, rng)
@@ -114,8 +117,12 @@ def random_example(
         chosen = tags[int(rng.choice(len(tags), p=shares / shares.sum()))]
         candidates = [query for query in candidates if query.tag == chosen]
         query = candidates[int(rng.integers(len(candidates)))]
-        answer = truths.pop(query, "") or absent.pop(query)
-        asked.append(Question(question=query.text, answer=answer))
+        told = [query]
+        if both_sides and query.tag == "position":
+            told.append(replace(query, shapes=query.shapes[::-1], colors=query.colors[::-1]))
+        for one in told:
+            if answer := truths.pop(one, "") or absent.pop(one, ""):
+                asked.append(Question(question=one.text, answer=answer))
     return scene, asked
 
 

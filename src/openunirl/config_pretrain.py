@@ -1,0 +1,73 @@
+"""The configuration of `pretrain`, as config.py holds that of `train`.
+
+In: flags. Out: a frozen PretrainConfig.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Training of a tiny base model from nothing."""
+
+    name: str = "tiny-showo"
+    """Which tiny model."""
+    output_dir: str = "runs/tiny-showo"
+    """Where the finished model is written; must not exist, or be empty."""
+    seed: int = 0
+    """Every draw is keyed by it."""
+    image_tokenizer: str | None = None
+    """Take the image tokenizer of this finished model instead of training one."""
+    start_from: str | None = None
+    """Continue from this folder's weights (and image tokenizer) with a fresh optimizer; give another --seed."""
+    tokenizer_steps: int = 5000
+    """Steps of the image tokenizer."""
+    tokenizer_batch: int = 24
+    """Pictures per tokenizer step."""
+    tokenizer_lr: float = 1.5e-3
+    """Peak learning rate of the image tokenizer."""
+    steps: int = 4000
+    """Steps of the unified model."""
+    pool: int = 24000
+    """Scenes to draw, and as many to ask about, that are rendered and encoded once."""
+    draw_batch: int = 24
+    """Scenes drawn per step."""
+    ask_batch: int = 24
+    """Pictures asked about per step, three or four questions each."""
+    negatives: float = 0.25
+    """Share of questions that name what the picture does not show."""
+    damaged: float = 0.3
+    """Share of asked pictures with a malformed thing."""
+    position_weight: float = 6.0
+    """How often pictures for position questions, and these questions, come up; single_object is 1."""
+    both_sides: bool = False
+    """Position questions are asked from both sides."""
+    near_misses: float = 0.45
+    """Share of drawings whose prompt is wrong in one point: a count, a colour, a shape, a relation."""
+    teacher_guidance: float = 0.0
+    """Above 0: no pictures are learned; the weights of --start-from, guided so, teach themselves to draw unguided."""
+    teacher_temperature: float = 1.0
+    """Temperature of that teacher's tokens."""
+    condition_dropout: float = 0.1
+    """Share of drawings without a prompt, for guidance."""
+    draw_coef: float = 1.0
+    """Weight of the drawing loss."""
+    answer_coef: float = 1.0
+    """Weight of the answering loss."""
+    optimizer: Literal["adamw", "muon"] = "muon"
+    """Optimizer of the unified model."""
+    lr: float = 2e-3
+    """Peak learning rate of the unified model."""
+    weight_decay: float = 0.01
+    """Weight decay of matrices."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up."""
+    decay: float = 0.3
+    """Share of the run, at its end, over which the learning rate falls to 0."""
+    probe_steps: int = 500
+    """Steps between two small evaluations, which go to pretrain.jsonl."""
+    probe_prompts: int = 96
+    """Validation prompts drawn in a small evaluation; four times as many reference pictures are read."""
