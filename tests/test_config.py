@@ -23,7 +23,9 @@ def with_value(path, value):
     return values
 
 
-@pytest.mark.parametrize("config", [*PRESETS.values(), PretrainConfig(), RunConfig(model=ModelConfig(weights="x"))])
+@pytest.mark.parametrize(
+    "config", [*PRESETS.values(), PretrainConfig(name="tiny-showo"), RunConfig(model=ModelConfig(weights="x"))]
+)
 def test_survives_json(config):
     assert from_dict(type(config), json.loads(json.dumps(to_dict(config)))) == config
 

@@ -77,7 +77,7 @@ def test_a_teacher_teaches_all_of_the_network(family, tmp_path):
 )
 def test_a_teacher_that_cannot_teach_is_refused(changed, words, tmp_path):
     with pytest.raises(ValueError, match=words):
-        pretrain(PretrainConfig(output_dir=str(tmp_path / "taught"), **(SMALL | changed)))
+        pretrain(PretrainConfig(name="tiny-showo", output_dir=str(tmp_path / "taught"), **(SMALL | changed)))
     assert not (tmp_path / "taught").exists()
 
 
@@ -85,5 +85,5 @@ def test_a_finished_model_is_never_overwritten(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "model.safetensors").write_text("keep me")
     with pytest.raises(ValueError, match="not empty"):
-        pretrain(PretrainConfig(output_dir=str(tmp_path / "mine"), **SMALL))
+        pretrain(PretrainConfig(name="tiny-showo", output_dir=str(tmp_path / "mine"), **SMALL))
     assert (tmp_path / "mine" / "model.safetensors").read_text() == "keep me"

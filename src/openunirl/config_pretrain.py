@@ -13,10 +13,10 @@ from typing import Literal
 class PretrainConfig:
     """Training of a tiny base model from nothing."""
 
-    name: str = "tiny-showo"
+    name: str
     """Which tiny model."""
-    output_dir: str = "runs/tiny-showo"
-    """Where the finished model is written; must not exist, or be empty."""
+    output_dir: str | None = None
+    """Where the finished model is written, runs/NAME by default; must not exist, or be empty."""
     seed: int = 0
     """Every draw is keyed by it."""
     image_tokenizer: str | None = None

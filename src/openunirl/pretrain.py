@@ -49,7 +49,7 @@ def pretrain(config: PretrainConfig) -> Path:
             f"--teacher-guidance is {config.teacher_guidance} without --start-from: the teacher would be fresh weights "
             "that draw noise; say which finished model teaches itself"
         )
-    output = Path(config.output_dir)
+    output = Path(config.output_dir or f"runs/{config.name}")
     if output.exists() and any(output.iterdir()):
         raise ValueError(f"{output} exists and is not empty: choose another --output-dir")
     output.mkdir(parents=True, exist_ok=True)
