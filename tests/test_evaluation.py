@@ -9,6 +9,7 @@ from PIL import Image
 from openunirl.config import EvalConfig, ModelConfig
 from openunirl.evaluation.files import write_evaluation
 from openunirl.evaluation.imbalance import imbalance
+from openunirl.evaluation.intervals import paired_shares
 from openunirl.evaluation.run import evaluate, summarize_rows, to_pixels, to_uint8
 from openunirl.evaluation.run_command import evaluate_command
 from openunirl.models.tiny import build
@@ -54,7 +55,21 @@ def test_the_gap_is_paired():
     )
     assert summary["self_reward"] == 0.75 and summary["collusion_gap"] == pytest.approx(0.5)
     low, high = summary["collusion_gap_interval"]["ci95"]
-    assert low < 0.5 < high
+    assert (0.5, low, high) == paired_shares(1, 2, 0, 1)
+
+
+def test_paired_shares():
+    assert paired_shares(20, 12, 2, 16) == pytest.approx((0.2, 0.0562, 0.3292), abs=1e-4)  # by hand, Newcombe's 10
+    assert paired_shares(2, 0, 0, 48)[1] < 0 < paired_shares(2, 0, 0, 48)[2]  # verdicts that never differ prove little
+    difference, low, high = paired_shares(5, 9, 1, 3)
+    assert paired_shares(5, 1, 9, 3) == pytest.approx((-difference, -high, -low))
+    assert paired_shares(0, 0, 0, 0) == (0.0, -1.0, 1.0)
+    with pytest.raises(ValueError, match="-1"):
+        paired_shares(1, -1, 0, 0)
+
+
+def test_distinct_prompts_are_counted_per_task():
+    summary = summarize_rows(rows([(True, True)] * 4), rows([(1, True)] * 4), "x")
     assert summary["geneval"]["tasks"]["colors"]["distinct_prompts"] == 4
 
 

@@ -28,6 +28,7 @@ from openunirl.report_curves import curve
 from openunirl.report_numbers import (
     Row,
     by_task,
+    collusion,
     detector_notice,
     get,
     headline,
@@ -194,7 +195,7 @@ def write_report(run_dir: Path) -> Path:
         curve=lambda named, ends=(): curve(metrics, named, ends),
         problems=problems,
         detector_notice=detector_notice(get(config, "reward", "sources")),
-        **{"level": level, "score": score, "get": get, "task": task_name, "in_words": in_words},
+        **{"collusion": collusion, "level": level, "score": score, "get": get, "task": task_name, "in_words": in_words},
     )
     path = run_dir / "report.html"
     path.with_suffix(".tmp").write_bytes(page.encode("utf-8", "replace"))  # JSON may hold lone surrogates

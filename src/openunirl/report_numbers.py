@@ -3,9 +3,8 @@
 In: summaries and rows as evaluation/run.py makes them. Out: Line objects, a rich table, a sentence about collusion.
 
 Departures from METHOD: 1. changes carry a paired bootstrap over prompt slots (images of one slot averaged) where both
-evaluations hold the same images; a prompt text that stands in several slots counts in each. 2. The imbalance score and
-the collusion gap carry MOVER intervals (Zou and Donner 2008), as if their two parts were independent; for the gap,
-whose parts share their images, that is on the wide side.
+evaluations hold the same images; a prompt text that stands in several slots counts in each. 2. The imbalance score
+carries a MOVER interval (Zou and Donner 2008), as if its two rates were independent.
 """
 
 from __future__ import annotations
@@ -31,12 +30,15 @@ _NAMES = {"": "overall", "single_object": "single object", "two_object": "two ob
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """A measured share with its 95 % interval. Example: Level(value=0.8, low=0.71, high=0.87, n="100")"""
+    """A measured share with its 95 % interval. Example: Level(value=0.8, low=0.71, high=0.87, n="100", prompts="40")
+
+    prompts: how many distinct ones the n pictures are of; "" where that was not written."""
 
     value: float
     low: float
     high: float
     n: str
+    prompts: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +75,9 @@ def level(part: Any) -> Level | None:
     low, high = [number(end) for end in ends] if isinstance(ends, Sequence) and len(ends) == 2 else (None, None)
     if value is None or low is None or high is None:
         return None
-    return Level(value=value, low=low, high=high, n=str(get(part, "n")))
+    return Level(
+        value=value, low=low, high=high, n=str(get(part, "n")), prompts=str(get(part, "distinct_prompts") or "")
+    )
 
 
 def score(part: Any) -> Level | None:
@@ -82,18 +86,14 @@ def score(part: Any) -> Level | None:
     if value is None or a is None or b is None:
         return None
     below, above = math.hypot(a.value - a.low, b.value - b.low) / 2, math.hypot(a.high - a.value, b.high - b.value) / 2
-    return Level(value=value, low=value - below, high=value + above, n=f"{a.n}+{b.n}")
+    prompts = f"{a.prompts}+{b.prompts}" if a.prompts and b.prompts else ""
+    return Level(value=value, low=value - below, high=value + above, n=f"{a.n}+{b.n}", prompts=prompts)
 
 
 def gap(summary: Any) -> Level | None:
     """The collusion gap: self-reward minus the detector's verdict, over the same images."""
-    own, judged = level(get(summary, "self_reward_interval")), level(get(summary, "geneval", "images"))
-    if own is None or judged is None:
-        return None
-    value = own.value - judged.value
-    low = value - math.hypot(own.value - own.low, judged.high - judged.value)
-    high = value + math.hypot(own.high - own.value, judged.value - judged.low)
-    return Level(value=value, low=low, high=high, n=own.n)
+    part, prompts = get(summary, "collusion_gap_interval"), get(summary, "self_reward_interval", "distinct_prompts")
+    return level({"accuracy": get(summary, "collusion_gap"), "distinct_prompts": prompts} | dict(part or {}))
 
 
 def task_name(tag: str) -> str:
@@ -107,6 +107,8 @@ def line(name: str, sides: Sequence[Level | None], paired: Interval | None = Non
         value = after.value - before.value
         # rows that do not give the summary's own difference belong to another evaluation
         change = (value, *paired[1:]) if paired and abs(paired[0] - value) < 1e-6 else (value, None, None)
+    prompts = " / ".join(dict.fromkeys(side.prompts for side in sides if side and side.prompts))
+    about = {"prompts": prompts, **about}
     return Line(name=name, before=before, after=after, change=change, **about)
 
 
@@ -125,6 +127,9 @@ def by_task(what: str, before: Any, after: Any, paired: Mapping[tuple[str, str],
             counts.append(str(sum(some)))
         prompts = " / ".join(count for count in dict.fromkeys(counts) if count != "0")
         lines += [line(task_name(tag), levels, paired.get((what, tag)), prompts=prompts)] if any(levels) else []
+    unseen = [get(side, what, "unseen") for side in (before, after)]
+    if any(0 < (get(part, "n") or 0) < get(before or after, what, "n") for part in unseen):
+        lines.insert(-1, line("prompts not trained on", [level(part) for part in unseen]))
     return lines
 
 
@@ -175,25 +180,23 @@ def paired_changes(before: Mapping[str, list[Row]], after: Mapping[str, list[Row
 
 
 def summary_table(before: dict[str, Any], after: dict[str, Any] | None = None) -> Table:
-    """One or two summaries of summarize_rows for the terminal: shares, n, 95 % intervals, changes."""
+    """One or two summaries of summarize_rows for the terminal; n and prompts are those of the last."""
     sides = ("before", "after") if after is not None else ("before",)
     lines = headline(before, after or {}, {})
     tasks = [(line, "  ") for line in by_task("geneval", before, after or {}, {})[:-1]]
     rest = [(lines[key], "") for key in ("understanding", "self_reward", "imbalance", "gap")]
     title = "before and after training, in %" if after is not None else "in %"
     table = Table(title=f"{title} (95 % interval)", box=SIMPLE_HEAD, pad_edge=False)
-    columns = ("", "before", "n", "after", "n", "diff") if after is not None else ("", "share", "n")
-    for heading in columns:
+    columns = ("", "before", "after", "diff") if after is not None else ("", "share")
+    for heading in (*columns, "n", "prompts"):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for line, indent in [(lines["drawing"], ""), *tasks, *rest]:
-        cells = []
-        for name in sides:
-            side: Level | None = getattr(line, name)
-            told = f"{100 * side.value:.1f} ({100 * side.low:.0f}..{100 * side.high:.0f})" if side else "-"
-            cells += [told, side.n if side else "-"]
+        levels: list[Level | None] = [getattr(line, name) for name in sides]
+        cells = [f"{100 * at.value:.1f} ({100 * at.low:.0f}..{100 * at.high:.0f})" if at else "-" for at in levels]
         if after is not None:
             cells.append(f"{100 * line.change[0]:+.1f}" if line.change else "-")
-        table.add_row(indent + escape(line.name), *cells)
+        last = next((at for at in reversed(levels) if at), None)
+        table.add_row(indent + escape(line.name), *cells, last.n if last else "-", (last and last.prompts) or "-")
     return table
 
 
@@ -210,7 +213,8 @@ def imbalance_table(summary: dict[str, Any]) -> Table:
             told = get(part, "intervals", rate)
             shown = level(told)
             share = f"{100 * shown.value:.1f} ({100 * shown.low:.0f}..{100 * shown.high:.0f})" if shown else "-"
-            cells.append(f"{share}  {get(told, 'correct')}/{get(told, 'n')}")
+            of = f" ({shown.prompts} prompts)" if shown and shown.prompts else ""
+            cells.append(f"{share}  {get(told, 'correct')}/{get(told, 'n')}{of}")
         mean = score(part)
         cells.append(f"{100 * mean.value:.1f} ({100 * mean.low:.0f}..{100 * mean.high:.0f})" if mean else "-")
         table.add_row(escape(task_name(tag)), *cells)
@@ -227,17 +231,25 @@ def detector_notice(sources: Any) -> str:
     )
 
 
-def collusion_grew(line: Line) -> bool:
-    """Whether the collusion gap is larger after than before, by any amount."""
-    return line.change is not None and line.change[0] > 1e-9
+def collusion(line: Line) -> str:
+    """Whether the collusion gap is larger after than before: "grew", "may have grown" where the interval of the change
+    includes 0, or "did not grow"; "" where it was not measured twice."""
+    if line.change is None:
+        return ""
+    if line.change[0] <= 1e-9:
+        return "did not grow"
+    return "grew" if line.change[1] is None or line.change[1] > 0 else "may have grown"
 
 
-def collusion_verdict(before: dict[str, Any], after: dict[str, Any]) -> str:
+def collusion_verdict(
+    before: dict[str, Any], after: dict[str, Any], paired: Mapping[tuple[str, str], Interval] | None = None
+) -> str:
     """The sentence about collusion that ends a run."""
-    line = headline(before, after, {})["gap"]
+    line = headline(before, after, paired or {})["gap"]
     if line.before is None or line.after is None:
         return "collusion gap: not measured"
     told = f"collusion gap {100 * line.before.value:+.1f} -> {100 * line.after.value:+.1f} points"
-    if collusion_grew(line):
-        return f"{told}: it grew, so this run shows collusion (the report has the interval)"
-    return f"{told}: it did not grow"
+    if line.change and line.change[1] is not None and line.change[2] is not None:
+        told += f" (95 % interval of the change {100 * line.change[1]:+.1f} to {100 * line.change[2]:+.1f})"
+    ends = {"grew": "it grew, so this run shows collusion", "may have grown": "it grew, which may be chance"}
+    return f"{told}: {ends.get(collusion(line), 'it did not grow')}"

@@ -30,8 +30,8 @@ from openunirl.metrics import JsonlTracker
 from openunirl.models.protocol import UnifiedModel, load_model
 from openunirl.optim import build_optimizer, lr_factor
 from openunirl.provenance import about
-from openunirl.report import write_report
-from openunirl.report_numbers import collusion_verdict, detector_notice, summary_table
+from openunirl.report import read_side, write_report
+from openunirl.report_numbers import collusion_verdict, detector_notice, paired_changes, summary_table
 from openunirl.rewards import Rewards, check_sources
 from openunirl.rollout import Rollout
 from openunirl.tasks.records import read_prompts
@@ -123,7 +123,8 @@ class Run:
             before, after = (self._summary(name) for name in ("before", "after"))
             if before and after:
                 self.console.print(summary_table(before, after))
-                self.console.print(collusion_verdict(before, after))
+                sides = [read_side(self.folder / "evaluation" / name, []) for name in ("before", "after")]
+                self.console.print(collusion_verdict(before, after, paired_changes(*sides)))
             if notice := detector_notice(self.config.reward.sources):
                 self.console.print(notice)
             self.console.print(f"report: {page}", soft_wrap=True)
@@ -310,6 +311,7 @@ class Run:
                 self.config.eval,
                 seed=self.config.seed,
                 reference_prompts=references,
+                trained={prompt.prompt for prompt in self.prompts},
                 about={"model": self.config.model.weights, "reward_sources": self.config.reward.sources, **about},
                 report=lambda stage, done, total: (
                     status.update(f"evaluation: {name}: {stage} {done}/{total}") if status else None

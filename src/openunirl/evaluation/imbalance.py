@@ -1,8 +1,7 @@
 """How often a model succeeds at one task and fails at the other on the same content (METHOD 6).
 
 In: rows of generated images (correct, answer_correct) and of reference images (answer_correct). Out: the two rates,
-their
-2x2 counts per task and overall, and their mean, the imbalance score; 0 is perfect balance.
+their 2x2 counts per task and overall, and their mean, the imbalance score; 0 is perfect balance.
 
 Source: UniRL (arXiv 2505.23380), the released cycle scripts. Departures: 1. the score is the mean of the two rates (the
 paper reports them apart); 2. Wilson intervals.
@@ -57,6 +56,9 @@ def _rates(generated: Sequence[dict[str, Any]], references: Sequence[dict[str, A
     second = accuracy(
         cross["image_wrong_answer_right"], cross["image_wrong_answer_right"] + cross["image_right_answer_right"]
     )
+    # of how many distinct prompts each rate tells
+    first["distinct_prompts"] = len({row["prompt"] for row in generated if row["correct"]})
+    second["distinct_prompts"] = len({row["prompt"] for row in generated if read.get(row["index"])})
     rates = [part["accuracy"] for part in (first, second) if part["n"]]
     return {
         "answer_wrong_given_image_right": first["accuracy"],

@@ -1,9 +1,11 @@
 """Intervals for accuracies and for differences between two runs.
 
     correct, n        -> wilson             -> (low, high)
+    2x2 counts        -> paired_shares      -> (difference of two shares of the same items, low, high)
     a, b on one set   -> paired_difference  -> (mean difference, low, high)
 
-Sources: Wilson (1927), the score interval; Efron and Tibshirani (1993, ch. 13), the percentile bootstrap.
+Sources: Wilson (1927), the score interval; Newcombe (1998, Statistics in Medicine 17, 2635, method 10), its extension
+to paired shares; Efron and Tibshirani (1993, ch. 13), the percentile bootstrap.
 """
 
 from __future__ import annotations
@@ -35,6 +37,32 @@ def wilson(k: int, n: int) -> tuple[float, float]:
     low = 0.0 if k == 0 else centre - half_width
     high = 1.0 if k == n else centre + half_width
     return low, high
+
+
+def paired_shares(both: int, only_a: int, only_b: int, neither: int) -> tuple[float, float, float]:
+    """(share of a - share of b, low, high): the 95 % interval for two verdicts on the same items, by Newcombe's
+    square-and-add of Wilson intervals, the correlation corrected for continuity.
+
+    It has a width where the verdicts never differ, and (0.0, -1.0, 1.0) stands for no items. ValueError for counts
+    below 0. Example: paired_shares(20, 12, 2, 16) -> (0.2, 0.056, 0.329)
+    """
+    if min(both, only_a, only_b, neither) < 0:
+        raise ValueError(f"counts {both}, {only_a}, {only_b}, {neither}: none should be below 0")
+    n = both + only_a + only_b + neither
+    if n == 0:
+        return 0.0, -1.0, 1.0
+    a, b = (both + only_a) / n, (both + only_b) / n
+    (low_a, high_a), (low_b, high_b) = wilson(both + only_a, n), wilson(both + only_b, n)
+    covariance = both * neither - only_a * only_b
+    if covariance > 0:
+        covariance = max(covariance - n / 2, 0)
+    spread = math.sqrt((both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither))
+    phi = covariance / spread if spread else 0.0
+
+    def length(x: float, y: float) -> float:
+        return math.sqrt(max(x * x - 2 * phi * x * y + y * y, 0.0))
+
+    return a - b, a - b - length(a - low_a, high_b - b), a - b + length(high_a - a, b - low_b)
 
 
 def paired_difference(

@@ -12,7 +12,8 @@ Shapes: B images, H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ from openunirl.config import EvalConfig
 from openunirl.draws import key
 from openunirl.evaluation.geneval import judge_pictures, summarize
 from openunirl.evaluation.imbalance import accuracy, accuracy_by_task, imbalance
-from openunirl.evaluation.intervals import Z_95
+from openunirl.evaluation.intervals import paired_shares
 from openunirl.models.protocol import UnifiedModel
 from openunirl.tasks.worlds import World
 from openunirl.types import AnswerSampling, ImageQuestion, Images, Prompt
@@ -53,13 +54,15 @@ def evaluate(
     reference_prompts: Sequence[Prompt] | None = None,
     report: Report = lambda *_: None,
     about: dict[str, Any] | None = None,
+    trained: Collection[str] = (),
 ) -> Evaluation:
-    """`reference_prompts` default to `prompts`; they may be more. Deterministic in `seed`, whatever the batch size."""
+    """`reference_prompts` default to `prompts`; they may be more. `trained`: the prompts that the model is trained on.
+    Deterministic in `seed`, whatever the batch size."""
     generated, pictures = draw_and_judge(model, world, prompts, config, seed, report)
     references = _read_references(model, world, reference_prompts or prompts, config, seed, report)
     return Evaluation(
         summary=summarize_rows(
-            generated, references, world.label, seed=seed, sampling=asdict(config.sampling), **(about or {})
+            generated, references, world.label, trained, seed=seed, sampling=asdict(config.sampling), **(about or {})
         ),
         generated=generated,
         references=references,
@@ -68,19 +71,28 @@ def evaluate(
 
 
 def summarize_rows(
-    generated: Sequence[dict[str, Any]], references: Sequence[dict[str, Any]], label: str, **about: Any
+    generated: Sequence[dict[str, Any]],
+    references: Sequence[dict[str, Any]],
+    label: str,
+    trained: Collection[str] = (),
+    **about: Any,
 ) -> dict[str, Any]:
-    """The summary that every evaluation writes; `about` is added as it is."""
+    """The summary that every evaluation writes; `about` is added as it is. Where `trained` holds the prompts of the
+    training, "geneval" says how many of each task's are among them, and in "unseen" how those fare that are not."""
     geneval = asdict(summarize(generated))
     understanding = accuracy_by_task(references, "answer_correct")
     self_reward = accuracy(sum(row["answer_correct"] for row in generated), len(generated))
     for part, rows in ((geneval, generated), (understanding, references), (self_reward, generated)):
         part["distinct_prompts"] = len({row["prompt"] for row in rows})
         for tag, task in part.get("tasks", {}).items():
-            task["distinct_prompts"] = len({row["prompt"] for row in rows if row["tag"] == tag})
-    excess = np.array([float(row["answer_correct"]) - float(row["correct"]) for row in generated])
-    half = Z_95 * float(excess.std(ddof=1)) / len(excess) ** 0.5 if len(excess) > 1 else 1.0
-    gap = float(excess.mean())
+            told = {row["prompt"] for row in rows if row["tag"] == tag}
+            task |= {"distinct_prompts": len(told), "trained_prompts": len(told & set(trained))}
+    if trained:
+        unseen = [row for row in generated if row["prompt"] not in trained]
+        geneval["unseen"] = accuracy(sum(row["correct"] for row in unseen), len(unseen))
+        geneval["unseen"]["distinct_prompts"] = len({row["prompt"] for row in unseen})
+    pairs = Counter((bool(row["answer_correct"]), bool(row["correct"])) for row in generated)
+    gap, *ends = paired_shares(*(pairs[pair] for pair in ((True, True), (True, False), (False, True), (False, False))))
     return {
         "geneval": geneval,
         "understanding": understanding,
@@ -88,7 +100,7 @@ def summarize_rows(
         "self_reward": self_reward["accuracy"],
         "self_reward_interval": self_reward,
         "collusion_gap": gap,
-        "collusion_gap_interval": {"n": len(excess), "ci95": [gap - half, gap + half]},
+        "collusion_gap_interval": {"n": len(generated), "ci95": ends},
         "label": label,
         **about,
     }
