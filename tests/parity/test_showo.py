@@ -2,11 +2,11 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.nn import functional as F
 from transformers import AutoTokenizer
 
 from openunirl.draws import GeneratorDraws, KeyedDraws
@@ -14,6 +14,7 @@ from openunirl.models import masked
 from openunirl.models.answering import decode_answers
 from openunirl.models.layers import PrefixCache
 from openunirl.models.magvit import Magvit, MagvitConfig
+from openunirl.models.policy import drawing_loss
 from openunirl.models.showo import Showo
 from openunirl.models.showo_net import ShowoNet, ShowoSizes
 from openunirl.models.showo_prompting import Prompting
@@ -35,7 +36,9 @@ def data(golden):
 def model(data, request):
     _folder, meta, tensors, _ = data
     state = {k: v.float() for k, v in tensors["state_dict"].items()}
-    net = ShowoNet(ShowoSizes.from_state_dict(state), attn_implementation=request.param)
+    told = ("partial_rotary_factor", "rope_theta", "layer_norm_eps")  # the weights' shapes tell the rest
+    sizes = replace(ShowoSizes.from_state_dict(state), **{name: meta["model"]["phi"][name] for name in told})
+    net = ShowoNet(sizes, attn_implementation=request.param)
     net.load_state_dict(state)
     prompting = _prompting(data)
     bits = int(math.log2(meta["model"]["codebook_size"]))
@@ -114,7 +117,7 @@ def test_logits_and_losses(data, model):
 
     def loss(rows, shift):
         kept, wanted = (logits[rows, :-1], labels[rows, 1:]) if shift else (logits[rows, image], labels[rows, image])
-        return F.cross_entropy(kept.flatten(0, 1), wanted.flatten(), ignore_index=-100).item()
+        return drawing_loss(kept[wanted >= 0], wanted[wanted >= 0], None).item()
 
     assert loss(slice(0, drawn), False) == pytest.approx(meta["losses"]["loss_t2i"], abs=1e-4)
     assert loss(slice(drawn, said), True) == pytest.approx(meta["losses"]["loss_lm"], abs=1e-4)
@@ -151,8 +154,8 @@ def _fits(prompting, text):
 
 
 def test_schedules(data):
-    _, _, tensors, _ = data
-    schedules = tensors["schedules"]
+    _, meta, tensors, _ = data
+    schedules, schedule = tensors["schedules"], meta["t2i_generate"]["noise_schedule"]
     for key, value in schedules.items():
         kind, _, rest = key.partition(".")
         if kind == "schedule":
@@ -161,7 +164,7 @@ def test_schedules(data):
             )
         elif kind == "mask_len_raw":
             num, steps = (int(part[1:]) for part in rest.split("."))
-            ratio = torch.stack([masked.mask_ratio("cosine", torch.tensor((k + 1) / steps)) for k in range(steps)])
+            ratio = torch.stack([masked.mask_ratio(schedule, torch.tensor((k + 1) / steps)) for k in range(steps)])
             assert torch.equal(torch.floor(num * ratio), value.float())
         elif kind == "temperature_cumulative":
             steps = int(rest[1:])
@@ -216,7 +219,7 @@ def test_every_step_of_the_sampler(data, model, name):
         if step < settings["timesteps"] - 1:
             unknown = ids == vocab.mask
             drawn = torch.where(unknown, run[f"step{step}.multinomial_sample"], ids - vocab.code_offset)
-            ratio = masked.mask_ratio("cosine", torch.tensor((step + 1) / settings["timesteps"]))
+            ratio = masked.mask_ratio(settings["noise_schedule"], torch.tensor((step + 1) / settings["timesteps"]))
             got = masked.remask(
                 run[f"step{step}.selected_probs"].masked_fill(~unknown, 0.5), unknown,
                 run[f"step{step}.gumbel_noise"], float(run[f"step{step}.temperature"]), ratio,
