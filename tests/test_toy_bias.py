@@ -11,7 +11,8 @@ import itertools
 import pytest
 import torch
 
-from openunirl.models.masked import MASKED, confidence_temperatures, mask_ratio, remask
+from openunirl.models.masked import MASKED, Estimator, confidence_temperatures, mask_ratio, remask, scoring_passes
+from openunirl.types import ImageRollout, ImageSampling
 
 N, V, T = 3, 2, 2
 
@@ -36,6 +37,19 @@ def anyone(first_logp):
     return [(1 / N, torch.arange(N) != place) for place in range(N)]
 
 
+def scored(weights, final, hidden):
+    """The image's log-prob by the passes of the product's own estimator."""
+    rollout = ImageRollout(
+        prompts=("",), tokens_BN=final[None], reveal_step_BN=hidden.long()[None], logprobs_BN=torch.zeros(1, N),
+        sampling=ImageSampling(num_timesteps=T),
+    )  # fmt: skip
+    total = torch.zeros(())
+    for part in scoring_passes(rollout, Estimator(name="trajectory"), torch.zeros(1, dtype=torch.int64)):
+        logp = policy(weights, torch.where(part.shown_BN[0], final, MASKED)).log_softmax(-1)
+        total = total + (logp.gather(1, final[:, None])[:, 0] * part.scored_BN[0] * part.weight_BN[0]).sum()
+    return total
+
+
 def gradients(weights, reward, rule):
     """(exact, surrogate): gradients of the expected reward, both by enumeration of every pair of draws."""
     for w in weights:
@@ -57,8 +71,7 @@ def gradients(weights, reward, rule):
                 logp_second = second.gather(1, final[:, None])[:, 0][hidden].sum()
                 probability = chance * (logp_first.sum() + logp_second).exp()
                 exact = exact + probability * reward(final)
-                kept = logp_first[~hidden].sum() + logp_second
-                surrogate = surrogate + probability.detach() * reward(final) * kept
+                surrogate = surrogate + probability.detach() * reward(final) * scored(weights, final, hidden)
     flat = [
         torch.cat([g.flatten() for g in torch.autograd.grad(x, weights, retain_graph=True)]) for x in (exact, surrogate)
     ]
