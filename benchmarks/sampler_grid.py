@@ -42,7 +42,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     model = load_model(ModelConfig(weights=args.model, attn_implementation="eager"))
-    print(f"{' '.join(sys.argv)}   seed {args.seed}   commit {commit()}   {args.images} images, {args.split}")
+    prompts = {p.prompt for p in WORLDS["shapes"]().evaluation_prompts(args.split, args.images, args.seed)}
+    told = f"{args.images} images, {len(prompts)} distinct prompts, {args.split}"
+    print(f"{' '.join(sys.argv)}   seed {args.seed}   commit {commit()}   {told}")
     print("generation  95 % interval    timesteps  guidance  temperature")
     for accuracy, low, high, s in grid(model, args.split, args.images, args.seed):
         print(
