@@ -31,9 +31,7 @@ from openunirl.config_pretrain import PretrainConfig
 from openunirl.flags import FLAT, HELP, UsageError, parse, unknown
 from openunirl.presets import BUNDLED, PRESETS, TINY
 from openunirl.presets_real import PUBLISHED
-
-ABOUT_A_RUN = ("command", "commit", "versions")
-"""What a run's config.json holds beside its RunConfig."""
+from openunirl.provenance import ABOUT_A_RUN
 
 
 @dataclass(frozen=True, kw_only=True)
