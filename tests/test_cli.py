@@ -268,7 +268,7 @@ def test_missing_config_files(handlers, capsys, tmp_path):
         (FileNotFoundError(2, "No such file or directory", "runs/a/x.json"), 1, "runs/a/x.json: No such file"),
         (OSError("cannot save runs/a: the disk is full"), 1, "cannot save runs/a: the disk is full"),
         (ValueError(), 1, "ValueError"),
-        (KeyboardInterrupt(), 130, "--resume continues"),
+        (KeyboardInterrupt(), 130, "interrupted; start it again with the same command"),
     ],
     ids=lambda value: repr(value) if isinstance(value, BaseException) else "",
 )

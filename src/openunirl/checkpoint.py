@@ -8,14 +8,13 @@ is needed to continue.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
+from openunirl.disk import PARTIAL, whole
 from openunirl.models.protocol import UnifiedModel
 from openunirl.models.sharded import as_held
 
@@ -32,20 +31,11 @@ def save(run: Path, model: UnifiedModel, optimizer: dict[str, Any], state: dict[
     Errors: OSError (such as a full disk) with the folder named; what was saved before is untouched.
     """
     final = folder(run, state["step"])
-    partial = final.with_name(final.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with whole(final) as partial:
         model.save(partial)
         model.save_reference(partial)
         torch.save(optimizer, partial / "optimizer.pt")
         (partial / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
-    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is a different error in each library
-        shutil.rmtree(partial, ignore_errors=True)
-        raise OSError(
-            f"cannot save {final}: {error}; free some space (or choose another --output-dir) and continue with --resume"
-        ) from None
     for old in saved(run)[:-keep] if keep else []:
         shutil.rmtree(old, ignore_errors=True)
     return final
@@ -54,7 +44,7 @@ def save(run: Path, model: UnifiedModel, optimizer: dict[str, Any], state: dict[
 def saved(run: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
     found = (run / "checkpoints").glob(f"{_PREFIX}[0-9]*")
-    return sorted(p for p in found if p.suffix != ".partial" and (p / "state.json").exists())
+    return sorted(p for p in found if p.suffix != PARTIAL and (p / "state.json").exists())
 
 
 def latest(run: Path) -> Path:

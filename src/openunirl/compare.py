@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from openunirl.disk import whole
 from openunirl.evaluation.paired import RATES, Change, change, image_key, imbalance_changes
 from openunirl.report import JINJA, choose, embed, in_words, read_rows, read_side
 from openunirl.report_curves import curves
@@ -93,11 +94,11 @@ def write_comparison(folders: Sequence[Path], page: Path) -> Path:
         problems=problems,
         **{"get": get, "in_words": in_words},
     )
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.with_suffix(".tmp").write_bytes(told.encode("utf-8", "replace"))
-    page.with_suffix(".tmp").replace(page)
+    with whole(page) as partial:
+        partial.write_bytes(told.encode("utf-8", "replace"))
     numbers = {"sides": [side.name for side in sides], "lines": [asdict(line) for line in lines], "notes": problems}
-    page.with_suffix(".json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    with whole(page.with_suffix(".json")) as partial:
+        partial.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     if lines:
         console = Console()
         for side in range(1, len(sides)):

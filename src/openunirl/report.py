@@ -23,6 +23,7 @@ from typing import Any
 import jinja2
 from PIL import Image
 
+from openunirl.disk import whole
 from openunirl.evaluation.paired import image_key
 from openunirl.report_curves import curve
 from openunirl.report_numbers import (
@@ -198,5 +199,6 @@ def write_report(run_dir: Path) -> Path:
         **{"collusion": collusion, "level": level, "score": score, "get": get, "task": task_name, "in_words": in_words},
     )
     path = run_dir / "report.html"
-    path.with_suffix(".tmp").write_bytes(page.encode("utf-8", "replace"))  # JSON may hold lone surrogates
-    return path.with_suffix(".tmp").replace(path)
+    with whole(path) as partial:
+        partial.write_bytes(page.encode("utf-8", "replace"))  # JSON may hold lone surrogates
+    return path

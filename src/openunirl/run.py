@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from openunirl import checkpoint
 from openunirl.config import RunConfig, to_dict
+from openunirl.disk import is_occupied, naming, whole
 from openunirl.distributed import Processes
 from openunirl.evaluation.files import write_evaluation, write_summary
 from openunirl.evaluation.run import Evaluation, evaluate
@@ -64,7 +64,7 @@ class Run:
         world = WORLDS[config.world]()
         check_sources(config.reward, world)
         folder = Path(config.output_dir)
-        if folder.exists() and any(folder.iterdir()) and not resume:
+        if is_occupied(folder) and not resume:
             raise ValueError(
                 f"the run directory {folder} exists: continue it with --resume, or choose another --output-dir"
             )
@@ -100,10 +100,10 @@ class Run:
         if point:
             checkpoint.load_optimizer(point, optimizer)
         if processes.is_main:
-            folder.mkdir(parents=True, exist_ok=True)
             _write_config(folder / "config.json", config, command)
         processes.wait()
-        processes.accelerator.init_trackers("tensorboard")
+        with naming(folder):
+            processes.accelerator.init_trackers("tensorboard")
         return cls(
             config=config,
             folder=folder,
@@ -117,7 +117,8 @@ class Run:
 
     def finish(self) -> Path:
         """Writes the report and says how the run went."""
-        self.processes.accelerator.end_training()
+        with naming(self.folder):
+            self.processes.accelerator.end_training()
         if self.processes.is_main:
             page = write_report(self.folder)
             before, after = (self._summary(name) for name in ("before", "after"))
@@ -211,7 +212,8 @@ class Run:
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         images = step * self._prompts_per_step * self.config.rollout.num_generations
-        self.processes.accelerator.log({"images": images, **metrics}, step=step)
+        with naming(self.folder):
+            self.processes.accelerator.log({"images": images, **metrics}, step=step)
         if self.progress:
             measure = "kl" if "kl" in metrics else "loss"
             told = f"reward {metrics.get('reward', math.nan):.3f}  {measure} {metrics[measure]:.4f}"
@@ -386,6 +388,5 @@ def _write_config(path: Path, config: RunConfig, command: str) -> None:
         known = json.loads(path.read_text(encoding="utf-8"))
         told["resumed"] = [*known.get("resumed", []), command]
         told["command"] = known.get("command", command)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(to_dict(config) | told, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with whole(path) as partial:
+        partial.write_text(json.dumps(to_dict(config) | told, indent=1) + "\n", encoding="utf-8")

@@ -17,6 +17,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from openunirl.disk import whole
+
 _PATTERNS = ("*.safetensors", "*.bin", "*.pth", "*.pt")
 
 
@@ -121,6 +123,11 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def write_state(file: Path, state: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None) -> None:
-    """Writes contiguous CPU copies, floats cast to `dtype` when given."""
+    """Writes contiguous CPU copies, floats cast to `dtype` when given; whole or not at all.
+
+    Errors: OSError that names the file, where the disk refuses it.
+    """
     cast = {k: v.to(dtype) if dtype is not None and v.is_floating_point() else v for k, v in state.items()}
-    save_file({k: v.detach().cpu().contiguous() for k, v in cast.items()}, file, metadata={"format": "pt"})
+    held = {k: v.detach().cpu().contiguous() for k, v in cast.items()}
+    with whole(file) as partial:
+        save_file(held, partial, metadata={"format": "pt"})
