@@ -25,6 +25,7 @@ from openunirl.disk import is_occupied, naming, whole
 from openunirl.distributed import Processes
 from openunirl.evaluation.files import write_evaluation, write_summary
 from openunirl.evaluation.run import Evaluation, evaluate
+from openunirl.guards import check_update, check_weights
 from openunirl.losses import Stats
 from openunirl.metrics import JsonlTracker
 from openunirl.models.protocol import UnifiedModel, load_model
@@ -155,7 +156,7 @@ class Run:
     def update(self, losses: Iterable[torch.Tensor], step: int) -> tuple[float, float]:
         """Back-propagates the parts, clips, and steps; (loss, gradient norm before clipping).
 
-        Errors: ValueError, before the weights change, where either is not finite.
+        Errors: ValueError where either is not finite, before the weights change; or where the update left a weight so.
         """
         optim, total = self.config.optim, 0.0
         factor = lr_factor(step - 1, self.config.train.max_steps, warmup=optim.warmup_steps, decay=optim.decay)
@@ -168,13 +169,10 @@ class Run:
                     self.processes.accelerator.backward(part)
         norm = self.processes.clip(self.model.net, optim.max_grad_norm)
         total = self.processes.sum({"loss": total})["loss"] / self.processes.count
-        if not (math.isfinite(total) and math.isfinite(norm)):
-            raise ValueError(
-                f"step {step}: the loss is {total} and the gradient norm {norm}; the run stopped before this update. "
-                f"Its last checkpoint is {self.last_checkpoint()}; try a lower --optim.lr or a higher --loss.beta"
-            )
+        check_update(step, self.config, self.last_checkpoint(), loss=total, norm=norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        check_weights(step, self.config, self.last_checkpoint(), broken=self.processes.not_finite(self.model.net))
         return total, norm
 
     def metrics(
@@ -218,6 +216,10 @@ class Run:
             measure = "kl" if "kl" in metrics else "loss"
             told = f"reward {metrics.get('reward', math.nan):.3f}  {measure} {metrics[measure]:.4f}"
             self.progress.update(self._bar, description=f"training  {told}")
+
+    def warn(self, told: str) -> None:
+        if self.processes.is_main:
+            self.console.print(f"warning: {told}", style="yellow", highlight=False, markup=False, soft_wrap=True)
 
     def sync_reference_if_due(self, step: int) -> None:
         every = self.config.loss.ref_model_sync_steps
@@ -351,25 +353,6 @@ def known(rewards: torch.Tensor) -> torch.Tensor:
 def spread(rewards: torch.Tensor) -> float:
     """Standard deviation; 0 of fewer than two."""
     return float(rewards.std()) if len(rewards) > 1 else 0.0
-
-
-@dataclass
-class StepGuard:
-    """Stops a run that learns nothing without saying so: a gradient of exactly 0 although advantages are not."""
-
-    patience: int
-    stalled: int = 0
-
-    def check(self, step: int, metrics: dict[str, float], last_checkpoint: str) -> None:
-        """`metrics["advantage_abs"]` is the mean size of the advantages that count in the loss."""
-        dead = metrics["grad_norm"] == 0 and metrics["advantage_abs"] > 0
-        self.stalled = self.stalled + 1 if dead else 0
-        if self.patience and self.stalled >= self.patience:
-            raise ValueError(
-                f"step {step}: the gradient was exactly 0 for {self.stalled} steps although rewards vary, so nothing "
-                f"is being trained; the run stopped. Its last checkpoint is {last_checkpoint}. Check that the weights "
-                "require gradients and that --optim.lr and --loss are what you meant"
-            )
 
 
 def _prompts_of_run(config: RunConfig, world: World, processes: int) -> list[Prompt]:
