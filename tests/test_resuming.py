@@ -2,10 +2,12 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 
 import pytest
+import torch
 
 from openunirl import checkpoint
 from openunirl.cli import _program, main
@@ -66,6 +68,84 @@ def test_a_run_is_resumed_again_and_its_configuration_starts_another(started, tm
     copy = ["train", "--config", str(started / "config.json"), "--output-dir", str(tmp_path / "other")]
     assert main([*copy, "--train.max-steps", "1"]) == 0
     assert "resumed" not in json.loads((tmp_path / "other" / "config.json").read_text())
+
+
+@pytest.fixture
+def copied(started, tmp_path):
+    """The run of `started`, to be damaged."""
+    return shutil.copytree(started, tmp_path / "copy")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (
+            "--train.max-steps 1",
+            "--train.max-steps is 1, and the run in {} has a checkpoint of step {step}: give",
+        ),
+        ("--seed 7", "--seed is 7, and the run in {} was started with 0: leave --seed out"),
+        ("--model.weights tiny-showo", "--model.weights is tiny-showo, and the run in {} was started with {weights}"),
+        ("--model.max-text-len 15", "--model.max-text-len is 15, and the run in {} was started with None"),
+        ("--world geneval", "--world is geneval, and the run in {} was started with shapes"),
+        ("--prompt-file x.jsonl", "--prompt-file is x.jsonl, and the run in {} was started with None"),
+        ("--rollout.num-prompts 2", "--rollout.num-prompts is 2, and the run in {} was started with 1"),
+        ("--eval.num-prompts 6", "--eval.num-prompts is 6, and the run in {} was started with 0"),
+        ("--eval.split validation", "--eval.split is validation, and the run in {} was started with heldout"),
+        (
+            "--eval.sampling.temperature 0.5",
+            "--eval.sampling.temperature is 0.5, and the run in {} was started with 1",
+        ),
+    ],
+)
+def test_what_a_resumed_run_cannot_change_is_refused(started, weights, capsys, flags, words):
+    kept, step = (started / "config.json").read_text(), checkpoint.read_step(checkpoint.latest(started))
+    assert resumed(started, *flags.split()) == 1
+    told = capsys.readouterr().err
+    assert words.format(started, weights=weights, step=step) in told and told.count("\n") == 1, told
+    assert (started / "config.json").read_text() == kept
+
+
+def test_what_may_change_may_change(copied):
+    flags = "--train.max-steps 6 --optim.lr 1e-6 --loss.beta 0.5 --train.save-steps 2 --eval.batch-size 3"
+    assert resumed(copied, *flags.split(), "--train.stall-steps", "0") == 0
+    assert steps(copied)[-1] == 6
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("checkpoints/{}/state.json", b"{", "state.json is damaged ("),
+        ("checkpoints/{}/state.json", b'{"step": "x"}', "state.json is damaged (its step is 'x')"),
+        ("checkpoints/{}/state.json", b"[]", "it holds a list, not an object"),
+        ("checkpoints/{}/optimizer.pt", b"PK", "optimizer.pt cannot be read as the state of this run's optimizer ("),
+        ("checkpoints/{}/optimizer.pt", None, "optimizer.pt is missing"),
+        ("checkpoints/{}/model.safetensors", b"12", "model.safetensors cannot be read as weights"),
+        ("evaluation/before.json", b"{", "before.json is damaged ("),
+    ],
+)
+def test_damaged_files_of_a_run_are_named_with_the_fix(copied, capsys, file, content, words):
+    step = checkpoint.latest(copied)
+    path = copied / file.format(step.name)
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    if content is not None:
+        path.write_bytes(content)
+    config = json.loads((copied / "config.json").read_text())
+    config["eval"]["num_prompts"] = 6
+    (copied / "config.json").write_text(json.dumps(config))
+    assert resumed(copied) == 1
+    told = capsys.readouterr().err.splitlines()[-1]
+    fix = "remove it, and --resume evaluates again" if "before" in file else f"remove {step}, and --resume goes on"
+    assert words in told and fix in told, told
+
+
+def test_the_optimizer_of_another_network_is_refused(copied, capsys):
+    file = checkpoint.latest(copied) / "optimizer.pt"
+    state = torch.load(file, weights_only=True)
+    state["state"][0]["exp_avg"] = torch.zeros(3)
+    torch.save(state, file)
+    assert resumed(copied) == 1
+    assert "moments of shape [3] for a weight of shape" in capsys.readouterr().err
 
 
 def test_what_ends_early_names_the_command_that_continues_it(started, tmp_path, capsys, monkeypatch):

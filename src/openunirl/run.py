@@ -7,7 +7,6 @@ train.py decides what a step is; this file logs, saves, evaluates and stops.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,8 +19,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from openunirl import checkpoint
-from openunirl.config import RunConfig, to_dict
-from openunirl.disk import is_occupied, naming, whole
+from openunirl.config import RunConfig
+from openunirl.disk import naming
 from openunirl.distributed import Processes
 from openunirl.evaluation.files import write_evaluation, write_summary
 from openunirl.evaluation.run import Evaluation, evaluate
@@ -30,11 +29,11 @@ from openunirl.losses import Stats
 from openunirl.metrics import JsonlTracker
 from openunirl.models.protocol import UnifiedModel, load_model
 from openunirl.optim import build_optimizer, lr_factor
-from openunirl.provenance import about
 from openunirl.report import read_side, write_report
 from openunirl.report_numbers import collusion_verdict, detector_notice, paired_changes, summary_table
 from openunirl.rewards import Rewards, check_sources
 from openunirl.rollout import Rollout
+from openunirl.run_directory import check_directory, check_resumed, read_evaluation, write_config
 from openunirl.tasks.records import read_prompts
 from openunirl.tasks.worlds import WORLDS, World
 from openunirl.types import Prompt
@@ -65,12 +64,11 @@ class Run:
         world = WORLDS[config.world]()
         check_sources(config.reward, world)
         folder = Path(config.output_dir)
-        if is_occupied(folder) and not resume:
-            raise ValueError(
-                f"the run directory {folder} exists: continue it with --resume, or choose another --output-dir"
-            )
-        if resume and not (folder / "config.json").exists():
-            raise ValueError(f"{folder} is no run directory (it has no config.json): start it without --resume")
+        check_directory(folder, resume=resume)
+        point = checkpoint.saved(folder)[-1] if resume and checkpoint.saved(folder) else None
+        done = checkpoint.read_step(point) if point else 0
+        if resume:
+            check_resumed(folder, config, done)
         if config.eval.num_prompts and world.judge is None:
             raise ValueError(
                 f"the world {config.world} has no detector in training: train with --eval.num-prompts 0, and "
@@ -78,11 +76,8 @@ class Run:
             )
         model = load_model(config.model)
         set_up(model, config)
-        point = checkpoint.saved(folder)[-1] if resume and checkpoint.saved(folder) else None
-        done = checkpoint.read_state(point)["step"] if point else 0
         if point:
-            model.load_weights(point)
-            model.load_reference(point)
+            checkpoint.load_model(point, model)
         trackers: list[Any] = [JsonlTracker(folder / "metrics.jsonl", done), *config.train.report_to]
         processes = Processes(config.train.mixed_precision, trackers, folder, config.train.shard)
         prompts = _prompts_of_run(config, world, processes.count)
@@ -101,7 +96,7 @@ class Run:
         if point:
             checkpoint.load_optimizer(point, optimizer)
         if processes.is_main:
-            _write_config(folder / "config.json", config, command)
+            write_config(folder / "config.json", config, command)
         processes.wait()
         with naming(folder):
             processes.accelerator.init_trackers("tensorboard")
@@ -122,7 +117,7 @@ class Run:
             self.processes.accelerator.end_training()
         if self.processes.is_main:
             page = write_report(self.folder)
-            before, after = (self._summary(name) for name in ("before", "after"))
+            before, after = (read_evaluation(self.folder, name) for name in ("before", "after"))
             if before and after:
                 self.console.print(summary_table(before, after))
                 sides = [read_side(self.folder / "evaluation" / name, []) for name in ("before", "after")]
@@ -261,7 +256,7 @@ class Run:
 
     def evaluate_base(self) -> None:
         """The base on held-out prompts, once per run."""
-        if self.config.eval.num_prompts and not self._summary("before"):
+        if self.config.eval.num_prompts and not read_evaluation(self.folder, "before"):
             if self.model.base_moved:
                 raise ValueError(
                     f"{self.folder} has no evaluation of its base, which has followed the policy since: continue it "
@@ -272,8 +267,8 @@ class Run:
 
     def evaluate_tuned(self) -> None:
         """The tuned model on the same prompts, again where a resumed run went further."""
-        last, known = self.config.train.max_steps, self._summary("after")
-        if self.config.eval.num_prompts and not (known and known["step"] == last):
+        last, known = self.config.train.max_steps, read_evaluation(self.folder, "after")
+        if self.config.eval.num_prompts and not (known and known.get("step") == last):
             self._evaluate_in_full("after", step=last)
 
     def _evaluate_in_full(self, name: str, step: int) -> None:
@@ -325,10 +320,6 @@ class Run:
             if status:
                 status.stop()
 
-    def _summary(self, name: str) -> dict[str, Any] | None:
-        path = self.folder / "evaluation" / f"{name}.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
 
 def set_up(model: UnifiedModel, config: RunConfig) -> None:
     """What is trained, what the frozen base is, and what the backward pass keeps."""
@@ -362,14 +353,3 @@ def _prompts_of_run(config: RunConfig, world: World, processes: int) -> list[Pro
         return world.training_prompts(count, config.seed)
     own = read_prompts(config.prompt_file)
     return [own[i % len(own)] for i in range(count)]
-
-
-def _write_config(path: Path, config: RunConfig, command: str) -> None:
-    """Atomically; a resumed run keeps the command that started it and lists the later ones."""
-    told = about(command)
-    if path.exists():
-        known = json.loads(path.read_text(encoding="utf-8"))
-        told["resumed"] = [*known.get("resumed", []), command]
-        told["command"] = known.get("command", command)
-    with whole(path) as partial:
-        partial.write_text(json.dumps(to_dict(config) | told, indent=1) + "\n", encoding="utf-8")

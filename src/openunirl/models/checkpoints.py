@@ -19,6 +19,11 @@ from torch import nn
 
 from openunirl.disk import whole
 
+
+class UnreadableWeights(ValueError):
+    """A weight file is damaged: its content is not what was written."""
+
+
 _PATTERNS = ("*.safetensors", "*.bin", "*.pth", "*.pt")
 
 
@@ -51,7 +56,7 @@ def weight_files(path: Path, stem: str | None = None) -> list[Path]:
 def read_state(path: Path, stem: str | None = None, *, keep_dtype: bool = False) -> dict[str, torch.Tensor]:
     """All weights of a file or folder in float32 (integers, or all with `keep_dtype`, as they are stored).
 
-    Errors: ValueError for an unreadable file.
+    Errors: UnreadableWeights.
     """
     state: dict[str, torch.Tensor] = {}
     for file in weight_files(path, stem):
@@ -59,7 +64,9 @@ def read_state(path: Path, stem: str | None = None, *, keep_dtype: bool = False)
             part = load_file(file) if file.suffix == ".safetensors" else _read_pickle(file)
         except Exception as error:  # damaged files raise many kinds
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ValueError(f"{file} cannot be read as weights: {reason}") from None
+            raise UnreadableWeights(
+                f"{file} cannot be read as weights: {reason}; it is damaged or was copied in part: get it again"
+            ) from None
         state |= part
     return {k: v.float() if v.is_floating_point() and not keep_dtype else v for k, v in state.items()}
 
@@ -77,8 +84,17 @@ def _read_pickle(file: Path) -> dict[str, torch.Tensor]:
 def load_strictly(
     module: nn.Module, state: Mapping[str, torch.Tensor], source: object, optional: tuple[str, ...] = ()
 ) -> None:
-    """Loads `state`, or says which weights are missing, extra or mis-shaped. The keys `optional` may be missing."""
+    """Loads `state`. The keys `optional` may be missing.
+
+    Errors: ValueError as check_fit; UnreadableWeights where a weight is not finite.
+    """
     check_fit(module, state, source, optional)
+    for name, weight in state.items():
+        if weight.is_floating_point() and not bool(weight.isfinite().all()):
+            raise UnreadableWeights(
+                f"the weight {name} of {source} is not finite, so every result would be worthless: take a checkpoint "
+                "that was saved earlier, or get the file again"
+            )
     module.load_state_dict(dict(state), strict=False)
 
 
@@ -100,7 +116,10 @@ def check_fit(
             for n, names in (("missing", missing), ("extra", extra), ("wrong shape", wrong))
             if names
         ]
-        raise ValueError(f"the weights of {source} do not fit {type(module).__name__}; " + "; ".join(told))
+        raise ValueError(
+            f"the weights of {source} do not fit {type(module).__name__}; {'; '.join(told)}. They are incomplete, or "
+            "of another model or size: get them again, or give the files that belong together"
+        )
 
 
 def _some(names: list[str], most: int = 3) -> str:
