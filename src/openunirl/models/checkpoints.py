@@ -7,7 +7,8 @@ not). Out: a flat state dict. Loading is strict: missing, extra and mis-shaped w
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,28 @@ def check_fit(
             f"the weights of {source} do not fit {type(module).__name__}; {'; '.join(told)}. They are incomplete, or "
             "of another model or size: get them again, or give the files that belong together"
         )
+
+
+@contextmanager
+def telling(source: object, fix: str) -> Iterator[None]:
+    """Inside it a ValueError gets the name of the source, and the fix."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}; {fix}") from error
+
+
+def read_tokenizer(folder: Path, kind: Any) -> Any:
+    """The text tokenizer in a folder, read by one of transformers' classes. Errors: ValueError where there is none, or
+    a damaged one."""
+    fix = "name a folder or hub id that holds one with --model.tokenizer"
+    if not folder.is_dir():
+        raise ValueError(f"there is no tokenizer folder {folder}: {fix}")
+    try:
+        return kind.from_pretrained(folder)
+    except Exception as error:  # damaged files raise many kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{folder} holds no tokenizer that can be read ({reason}): {fix}") from error
 
 
 def _some(names: list[str], most: int = 3) -> str:
