@@ -1,5 +1,6 @@
 """A run that cannot go on stops, says why, and keeps what it had."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -124,7 +125,10 @@ def test_sft_that_keeps_nothing_warns_and_stops(weights, tmp_path, monkeypatch, 
     with pytest.raises(ValueError, match=r"step 3: in 3 steps in a row no image was kept.*step-000002.*--optim\.lr"):
         train(config(weights, tmp_path / "run", train=long, **SFT))
     assert "warning: step 2: in 2 steps in a row no image was kept" in capsys.readouterr().err
-    train(config(weights, tmp_path / "on", train=replace(long, stall_steps=0, max_steps=4), **SFT))
+    alone = RolloutConfig(num_prompts=1, num_generations=1, sampling=ImageSampling(num_timesteps=2), max_new_tokens=2)
+    on = train(config(weights, tmp_path / "on", train=replace(long, stall_steps=0, max_steps=4), rollout=alone, **SFT))
+    rows = [json.loads(line) for line in (on / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 4 and not {"frac_reward_zero_std", "reward_std"} & rows[0].keys()  # groups of one
 
 
 def test_gold_answers_of_all_images_are_learned_whatever_is_kept():

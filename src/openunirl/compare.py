@@ -27,13 +27,13 @@ from rich.table import Table
 
 from openunirl.disk import whole
 from openunirl.evaluation.paired import RATES, Change, change, image_key, imbalance_changes
-from openunirl.report import JINJA, choose, embed, in_words, read_rows, read_side
+from openunirl.report import JINJA, choose, embed, in_words, read_json, read_rows, read_side
 from openunirl.report_curves import curves
 from openunirl.report_numbers import Level, Row, gap, get, level, score, tags_of, task_name
 
 CARDS_PER_TASK = 3
 _PANELS = {
-    "Self-reward in training": ("mean reward", "reward", ()),
+    "Reward in training": ("mean reward", "reward", ()),
     "Small evaluations: drawing": ("share right", "eval/geneval", (0, 1)),
     "Small evaluations: understanding": ("share right", "eval/understanding", (0, 1)),
     "Collusion gap": ("self-reward - detector", "eval/collusion_gap", (0,)),
@@ -136,6 +136,9 @@ def read_sources(folders: Sequence[Path], problems: list[str]) -> tuple[list[Sid
             )
         if rows:
             runs[name] = rows
+            config = read_json(folder / "config.json", []) if (folder / "config.json").exists() else {}
+            if get(config, "rollout", "drawn_by") == "base":
+                problems.append(f"{name}: the base drew its training pictures, which its reward in training is about")
         if "after" not in found:
             problems.append(f"{name}: no evaluation after training, so only its learning curves are shown")
     return sides, runs

@@ -191,8 +191,7 @@ class Run:
         return {
             "loss": loss,
             **{name: float(values.mean()) for name, values in told.items() if len(values)},  # else: none applied
-            "reward_std": sum(spread(row) for row in groups) / len(groups),
-            "frac_reward_zero_std": sum(bool((row == row[:1]).all()) for row in groups) / len(groups),
+            **(spreads(groups) if rollout.num_generations > 1 else {}),
             **{f"{n}/std": spread(values) for n, values in by_source.items() if len(values)},
             "answer/accuracy": float(correct.mean()),
             "completions/mean_length": float(length.mean()),
@@ -339,6 +338,14 @@ def set_up(model: UnifiedModel, config: RunConfig) -> None:
 def known(rewards: torch.Tensor) -> torch.Tensor:
     """Those that apply."""
     return rewards[~rewards.isnan()]
+
+
+def spreads(groups: list[torch.Tensor]) -> dict[str, float]:
+    """How rewards differ within groups; a group of one has nothing to compare."""
+    return {
+        "reward_std": sum(spread(row) for row in groups) / len(groups),
+        "frac_reward_zero_std": sum(bool((row == row[:1]).all()) for row in groups) / len(groups),
+    }
 
 
 def spread(rewards: torch.Tensor) -> float:
