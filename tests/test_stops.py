@@ -177,6 +177,33 @@ def test_an_empty_prompt_file_is_named(weights, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_prompt_file_without_questions_leaves_no_run_directory(weights, tmp_path):
+    first, second = shapes.prompts("train", 2, 5)
+    write_prompts(tmp_path / "prompts.jsonl", [first, replace(second, questions=())])
+    with pytest.raises(ValueError, match=r"prompts\.jsonl:2: the prompt 'a photo .* has no question.*\"answer\""):
+        train(config(weights, tmp_path / "run", prompt_file=str(tmp_path / "prompts.jsonl")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_words_that_the_tokenizer_does_not_know_are_told_once(weights, tmp_path, capsys):
+    known = shapes.prompts("train", 2, 5)
+    strange = [replace(prompt, prompt="a photo of a zebra and a giraffe") for prompt in known]
+    for prompts in (known, strange):
+        write_prompts(tmp_path / "prompts.jsonl", prompts)
+        train(config(weights, tmp_path / prompts[0].prompt, prompt_file=str(tmp_path / "prompts.jsonl")))
+        told = capsys.readouterr().err
+        assert told.count("does not know the words") == (prompts is strange)
+    assert f"{tmp_path}/prompts.jsonl: the tokenizer of {weights} does not know the words zebra, giraffe, so" in told
+
+
+@pytest.mark.parametrize("family", ["tiny-showo", "tiny-janus"])
+def test_a_world_has_no_word_that_its_models_do_not_know(family):
+    model = build(family, shapes.vocabulary(), seed=9)
+    prompts = shapes.prompts("train", 300, 0)
+    assert model.unknown_words(q.question for p in prompts for q in p.questions) == []
+    assert model.unknown_words([*(p.prompt for p in prompts), "a photo of a red Zebra?"]) == ["Zebra?"]
+
+
 def test_the_users_own_prompts_are_trained_on(weights, tmp_path):
     write_prompts(tmp_path / "prompts.jsonl", shapes.prompts("train", 2, 5))
     out = train(config(weights, tmp_path / "run", prompt_file=str(tmp_path / "prompts.jsonl")))

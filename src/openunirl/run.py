@@ -100,7 +100,7 @@ class Run:
         processes.wait()
         with naming(folder):
             processes.accelerator.init_trackers("tensorboard")
-        return cls(
+        run = cls(
             config=config,
             folder=folder,
             model=model,
@@ -110,6 +110,20 @@ class Run:
             first_step=done + 1,
             prompts=prompts,
         )
+        run.warn_of_unknown_words()
+        return run
+
+    def warn_of_unknown_words(self) -> None:
+        """Once, what the prompts say that the tokenizer has no word for: a tiny model's knows its own world only."""
+        texts = (text for p in self.prompts for q in p.questions for text in (p.prompt, q.question, q.answer))
+        words = self.model.unknown_words(texts)
+        if words:
+            more = f" and {len(words) - 8} more" if len(words) > 8 else ""
+            self.warn(
+                f"{self.config.prompt_file or f'the world {self.config.world}'}: the tokenizer of "
+                f"{self.config.model.weights} does not know the words {', '.join(words[:8])}{more}, so that the model "
+                "cannot tell them apart: use words that it knows, or another model"
+            )
 
     def finish(self) -> Path:
         """Writes the report and says how the run went."""
@@ -354,9 +368,18 @@ def spread(rewards: torch.Tensor) -> float:
 
 
 def _prompts_of_run(config: RunConfig, world: World, processes: int) -> list[Prompt]:
-    """Every prompt of the run in order: from a file, gone round, or from the world."""
+    """Every prompt of the run in order: from a file, gone round, or from the world.
+
+    Errors: ValueError for a file that cannot be read, or with a prompt that asks nothing.
+    """
     count = config.train.max_steps * config.rollout.num_prompts * processes
     if config.prompt_file is None:
         return world.training_prompts(count, config.seed)
     own = read_prompts(config.prompt_file)
+    for number, prompt in enumerate(own, start=1):  # one a line
+        if not prompt.questions:
+            raise ValueError(
+                f"{config.prompt_file}:{number}: the prompt {prompt.prompt!r} has no question: training needs one with "
+                'its gold answer; add "question" and "answer" to the line'
+            )
     return [own[i % len(own)] for i in range(count)]
