@@ -46,7 +46,7 @@ def trained(config: RunConfig) -> Path:
     """The run's directory, trained to its last step: from nothing, or from where it was stopped."""
     run = Path(config.output_dir)
     whole = checkpoint.saved(run)
-    if not whole or checkpoint.read_state(whole[-1])["step"] < config.train.max_steps:
+    if not whole or checkpoint.read_step(whole[-1]) < config.train.max_steps:
         train(config, resume=(run / "config.json").exists(), command=" ".join(sys.argv))
     return run
 

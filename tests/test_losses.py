@@ -97,7 +97,7 @@ def test_grpo_and_token_means_differ_where_lengths_do():
 
 @pytest.mark.parametrize("estimator", ["trajectory", "remask", "training_loss", "full_mask"])
 def test_first_step_has_ratio_one_and_kl_zero(model, rollout, estimator):
-    config = LossConfig(estimator=estimator, num_scored_steps=2, beta=0.1)
+    config = LossConfig(estimator=estimator, num_scored_steps=2, beta=0.1, epsilon=0.0)  # any other ratio is clipped
     advantages_B, advantages_Q = torch.linspace(-1, 1, 6), torch.linspace(1, -1, 12)
     loss, gradient, stats = run(model, rollout, advantages_B, advantages_Q, config)
     assert stats["image/kl"] == 0 and stats["answer/kl"] == 0

@@ -6,9 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 from rich.progress import Progress
+from safetensors import SafetensorError
 
+from openunirl.cli import main
 from openunirl.config_pretrain import PretrainConfig
 from openunirl.models.protocol import load_model
+from openunirl.models.showo import Showo
 from openunirl.models.tiny import build
 from openunirl.pretrain import pretrain, train_model
 from openunirl.tasks import shapes
@@ -73,9 +76,28 @@ def test_a_teacher_teaches_all_of_the_network(family, tmp_path):
         ({"teacher_guidance": 2.0}, "--teacher-guidance is 2.0 without --start-from"),
         ({"teacher_guidance": -1.0, "start_from": "x"}, "--teacher-guidance is -1.0"),
         ({"teacher_guidance": float("nan"), "start_from": "x"}, "--teacher-guidance is nan"),
+        ({"pool": 0}, "--pool is 0, wanted at least 1"),
+        ({"steps": -1}, "--steps is -1, wanted at least 1"),
+        ({"tokenizer_steps": 0}, "--tokenizer-steps is 0, wanted at least 1"),
+        ({"draw_batch": 0}, "--draw-batch is 0, wanted at least 1"),
+        ({"ask_batch": -2}, "--ask-batch is -2, wanted at least 1"),
+        ({"probe_steps": 0}, "--probe-steps is 0, wanted at least 1"),
+        ({"probe_prompts": 0}, "--probe-prompts is 0, wanted at least 1"),
+        ({"lr": 0.0}, "--lr is 0.0, wanted more than 0"),
+        ({"tokenizer_lr": -1.0}, "--tokenizer-lr is -1.0, wanted more than 0"),
+        ({"lr": float("inf")}, "--lr is inf, wanted a finite number"),
+        ({"negatives": 1.5}, "--negatives is 1.5, wanted a share from 0 to 1"),
+        ({"damaged": -0.1}, "--damaged is -0.1, wanted a share from 0 to 1"),
+        ({"near_misses": 2.0}, "--near-misses is 2.0, wanted a share from 0 to 1"),
+        ({"condition_dropout": 1.1}, "--condition-dropout is 1.1, wanted a share from 0 to 1"),
+        ({"decay": 1.5}, "--decay is 1.5, wanted a share from 0 to 1"),
+        ({"warmup_steps": -1}, "--warmup-steps is -1, wanted at least 0"),
+        ({"position_weight": -1.0}, "--position-weight is -1.0, wanted at least 0"),
+        ({"teacher_temperature": 0.0}, "--teacher-temperature is 0.0, wanted more than 0"),
+        ({"draw_coef": 0.0, "answer_coef": 0.0}, "both 0: nothing would be trained"),
     ],
 )
-def test_a_teacher_that_cannot_teach_is_refused(changed, words, tmp_path):
+def test_values_that_cannot_work_are_refused(changed, words, tmp_path):
     with pytest.raises(ValueError, match=words):
         pretrain(PretrainConfig(name="tiny-showo", output_dir=str(tmp_path / "taught"), **(SMALL | changed)))
     assert not (tmp_path / "taught").exists()
@@ -87,3 +109,25 @@ def test_a_finished_model_is_never_overwritten(tmp_path):
     with pytest.raises(ValueError, match="not empty"):
         pretrain(PretrainConfig(name="tiny-showo", output_dir=str(tmp_path / "mine"), **SMALL))
     assert (tmp_path / "mine" / "model.safetensors").read_text() == "keep me"
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_full_disk_is_one_sentence_and_keeps_what_is_whole(tmp_path, monkeypatch, capsys, at):
+    """At the image tokenizer, at a step, at the end."""
+    calls, real = [], Showo.save
+
+    def full(self, path, dtype=None):
+        calls.append(path)
+        real(self, path, dtype)
+        if len(calls) == at:
+            raise SafetensorError("No space left on device (os error 28)")
+
+    monkeypatch.setattr(Showo, "save", full)
+    flags = [word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    assert main(["pretrain", "tiny-showo", "--output-dir", str(tmp_path / "made"), *flags]) == 1
+    told, names = capsys.readouterr().err.splitlines()[-1], ("image-tokenizer-only", "step-000003", "finished")
+    assert told.endswith(f"made/{names[at - 1]}: cannot be written: No space left on device; free some space"), told
+    left = {path.name for path in (tmp_path / "made").iterdir()} - {"pretrain.jsonl"}
+    assert left == set(names[: at - 1])
+    for name in left:
+        load_model(tmp_path / "made" / name)

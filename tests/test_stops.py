@@ -1,6 +1,8 @@
 """A run that cannot go on stops, says why, and keeps what it had."""
 
+import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,9 +20,11 @@ from openunirl.config import (
     RunConfig,
     TrainConfig,
 )
+from openunirl.guards import StepGuard, check_update, check_weights
 from openunirl.models.tiny import build
 from openunirl.optim import lr_factor
-from openunirl.run import Run, StepGuard
+from openunirl.rewards import Rewards
+from openunirl.run import Run
 from openunirl.tasks import shapes
 from openunirl.tasks.records import write_prompts
 from openunirl.train import train
@@ -74,9 +78,68 @@ def test_a_gradient_that_is_always_zero_stops_the_run(weights, tmp_path, monkeyp
 
 
 def test_the_guard_does_not_mind_steps_without_variance():
-    guard = StepGuard(2)
+    guard = StepGuard(config("x", "y", train=TrainConfig(stall_steps=2)))
     for step in range(10):
         guard.check(step, {"grad_norm": 0.0, "advantage_abs": 0.0}, "none")
+
+
+SFT = {
+    "reward": RewardConfig(kind="answer"),
+    "loss": LossConfig(method="sft", beta=0.0, gold_answers="kept"),
+}
+
+
+def test_an_update_that_breaks_the_weights_is_never_saved(weights, tmp_path, monkeypatch):
+    real = Run.log
+
+    def log(self, step, metrics):
+        real(self, step, metrics)
+        if step == 1:
+            for group in self.optimizer.param_groups:
+                group["eps"] = math.nan  # the next update is no number, its loss and gradient are
+
+    monkeypatch.setattr(Run, "log", log)
+    with pytest.raises(
+        ValueError, match=r"step 2: after this update the weight \S+ is not finite.*step-000001"
+    ) as told:
+        train(config(weights, tmp_path / "run"))
+    assert "a lower --optim.lr (now 0.001) or a higher --loss.beta" in str(told.value)
+    assert [p.name for p in checkpoint.saved(tmp_path / "run")] == ["step-000001"]
+
+
+@pytest.mark.parametrize(("parts", "beta"), [({}, True), (SFT, False)], ids=["grpo", "sft"])
+def test_the_advice_is_one_that_the_method_takes(parts, beta):
+    for fails in (
+        lambda c: check_update(3, c, "none", loss=math.nan, norm=1.0),
+        lambda c: check_weights(3, c, "none", broken="head.weight"),
+    ):
+        with pytest.raises(ValueError, match=r"try a lower --optim\.lr \(now 0\.001\)") as told:
+            fails(config("x", "y", **parts))
+        assert ("--loss.beta" in str(told.value)) == beta
+
+
+def test_sft_that_keeps_nothing_warns_and_stops(weights, tmp_path, monkeypatch, capsys):
+    """What a learning rate of 1000 leaves: a model that is never right."""
+    monkeypatch.setattr(Rewards, "right_B", property(lambda self: torch.zeros(len(self.image_BJ), dtype=torch.bool)))
+    long = TrainConfig(max_steps=9, save_steps=1, stall_steps=3, report_to=())
+    with pytest.raises(ValueError, match=r"step 3: in 3 steps in a row no image was kept.*step-000002.*--optim\.lr"):
+        train(config(weights, tmp_path / "run", train=long, **SFT))
+    assert "warning: step 2: in 2 steps in a row no image was kept" in capsys.readouterr().err
+    alone = RolloutConfig(num_prompts=1, num_generations=1, sampling=ImageSampling(num_timesteps=2), max_new_tokens=2)
+    on = train(config(weights, tmp_path / "on", train=replace(long, stall_steps=0, max_steps=4), rollout=alone, **SFT))
+    rows = [json.loads(line) for line in (on / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 4 and not {"frac_reward_zero_std", "reward_std"} & rows[0].keys()  # groups of one
+
+
+def test_gold_answers_of_all_images_are_learned_whatever_is_kept():
+    said = []
+    guard = StepGuard(config("x", "y", loss=LossConfig(method="sft", beta=0.0)), warn=said.append)
+    for step in range(1, 9):
+        guard.check(step, {"grad_norm": 1.0, "advantage_abs": 1.0, "sft/kept_share": 0.0}, "none")
+    assert len(said) == 1 and said[0].endswith("the image half learns nothing")
+    for step, share in enumerate((0.0, 0.1, 0.0, 0.1, 0.0, 0.1), start=9):
+        guard.check(step, {"grad_norm": 1.0, "advantage_abs": 1.0, "sft/kept_share": share}, "none")
+    assert guard.empty == 0 and len(said) == 1
 
 
 def test_a_full_disk_is_one_sentence_and_keeps_the_last_checkpoint(weights, tmp_path, monkeypatch):
@@ -91,7 +154,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_the_last_checkpoint(weights, tmp_
             raise SafetensorError("No space left on device (os error 28)")
 
     monkeypatch.setattr(Showo, "save", full)
-    with pytest.raises(OSError, match=r"cannot save .*step-000002.*No space left.*--resume"):
+    with pytest.raises(OSError, match=r"No space left on device; free some space: .*step-000002"):
         train(config(weights, tmp_path / "run"))
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000001"]
 
@@ -112,6 +175,33 @@ def test_an_empty_prompt_file_is_named(weights, tmp_path):
     with pytest.raises(ValueError, match=r"prompts\.jsonl"):
         train(config(weights, tmp_path / "run", prompt_file=str(tmp_path / "prompts.jsonl")))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_prompt_file_without_questions_leaves_no_run_directory(weights, tmp_path):
+    first, second = shapes.prompts("train", 2, 5)
+    write_prompts(tmp_path / "prompts.jsonl", [first, replace(second, questions=())])
+    with pytest.raises(ValueError, match=r"prompts\.jsonl:2: the prompt 'a photo .* has no question.*\"answer\""):
+        train(config(weights, tmp_path / "run", prompt_file=str(tmp_path / "prompts.jsonl")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_words_that_the_tokenizer_does_not_know_are_told_once(weights, tmp_path, capsys):
+    known = shapes.prompts("train", 2, 5)
+    strange = [replace(prompt, prompt="a photo of a zebra and a giraffe") for prompt in known]
+    for prompts in (known, strange):
+        write_prompts(tmp_path / "prompts.jsonl", prompts)
+        train(config(weights, tmp_path / prompts[0].prompt, prompt_file=str(tmp_path / "prompts.jsonl")))
+        told = capsys.readouterr().err
+        assert told.count("does not know the words") == (prompts is strange)
+    assert f"{tmp_path}/prompts.jsonl: the tokenizer of {weights} does not know the words zebra, giraffe, so" in told
+
+
+@pytest.mark.parametrize("family", ["tiny-showo", "tiny-janus"])
+def test_a_world_has_no_word_that_its_models_do_not_know(family):
+    model = build(family, shapes.vocabulary(), seed=9)
+    prompts = shapes.prompts("train", 300, 0)
+    assert model.unknown_words(q.question for p in prompts for q in p.questions) == []
+    assert model.unknown_words([*(p.prompt for p in prompts), "a photo of a red Zebra?"]) == ["Zebra?"]
 
 
 def test_the_users_own_prompts_are_trained_on(weights, tmp_path):

@@ -27,6 +27,7 @@ from PIL import Image
 from rich.console import Console
 
 from openunirl.config import ModelConfig
+from openunirl.disk import naming
 from openunirl.draws import key
 from openunirl.evaluation.files import write_summary
 from openunirl.generate import best_device, check_numbers, check_settings, fingerprint, progress_bar, text_of
@@ -100,8 +101,9 @@ def answer(
     ):
         bar = progress.add_task("answering", total=len(jobs), completed=len(jobs) - len(missing))
         for rows in answer_jobs(adapter, missing, sampling, seed=seed, batch_size=batch_size):
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-            file.flush()
+            with nullcontext() if output is None else naming(output):
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+                file.flush()
             progress.advance(bar, len(rows))
     console.print(
         f"{len(missing)} questions answered, {len(jobs) - len(missing)} were answered before", highlight=False

@@ -8,16 +8,17 @@ is needed to continue.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
+from openunirl.disk import PARTIAL, whole
+from openunirl.models.checkpoints import UnreadableWeights
 from openunirl.models.protocol import UnifiedModel
 from openunirl.models.sharded import as_held
+from openunirl.run_directory import read_object
 
 _PREFIX = "step-"
 
@@ -32,20 +33,11 @@ def save(run: Path, model: UnifiedModel, optimizer: dict[str, Any], state: dict[
     Errors: OSError (such as a full disk) with the folder named; what was saved before is untouched.
     """
     final = folder(run, state["step"])
-    partial = final.with_name(final.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with whole(final) as partial:
         model.save(partial)
         model.save_reference(partial)
         torch.save(optimizer, partial / "optimizer.pt")
         (partial / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
-    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is a different error in each library
-        shutil.rmtree(partial, ignore_errors=True)
-        raise OSError(
-            f"cannot save {final}: {error}; free some space (or choose another --output-dir) and continue with --resume"
-        ) from None
     for old in saved(run)[:-keep] if keep else []:
         shutil.rmtree(old, ignore_errors=True)
     return final
@@ -54,7 +46,17 @@ def save(run: Path, model: UnifiedModel, optimizer: dict[str, Any], state: dict[
 def saved(run: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
     found = (run / "checkpoints").glob(f"{_PREFIX}[0-9]*")
-    return sorted(p for p in found if p.suffix != ".partial" and (p / "state.json").exists())
+    return sorted(p for p in found if p.suffix != PARTIAL and (p / "state.json").exists())
+
+
+def load_model(checkpoint: Path, model: UnifiedModel) -> None:
+    """The policy's weights, and the base's where it has moved. Errors: ValueError for files that are damaged or belong
+    to another network."""
+    try:
+        model.load_weights(checkpoint)
+        model.load_reference(checkpoint)
+    except UnreadableWeights as error:
+        raise ValueError(f"{error}; {_without(checkpoint)}") from None
 
 
 def latest(run: Path) -> Path:
@@ -65,16 +67,43 @@ def latest(run: Path) -> Path:
     return whole[-1]
 
 
-def read_state(checkpoint: Path) -> dict[str, Any]:
-    return json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+def read_step(checkpoint: Path) -> int:
+    """Errors: ValueError where state.json is damaged."""
+    file = checkpoint / "state.json"
+    step = read_object(file, _without(checkpoint)).get("step")
+    if type(step) is not int or step < 1:
+        raise ValueError(f"{file} is damaged (its step is {step!r}): {_without(checkpoint)}")
+    return step
+
+
+def _without(checkpoint: Path) -> str:
+    return f"remove {checkpoint}, and --resume goes on from the checkpoint before it"
 
 
 def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Moments and step counts; betas, weight decay and learning rate stay those of the present configuration."""
+    """Moments and step counts; betas, weight decay and learning rate stay those of the present configuration.
+
+    Errors: ValueError for a damaged file, and for one of another network.
+    """
+    file = checkpoint / "optimizer.pt"
+    try:
+        _load_optimizer(file, optimizer)
+    except FileNotFoundError:
+        raise ValueError(f"{file} is missing: {_without(checkpoint)}") from None
+    except Exception as error:  # damaged files raise many kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"{file} cannot be read as the state of this run's optimizer ({reason}): {_without(checkpoint)}"
+        ) from error
+
+
+def _load_optimizer(file: Path, optimizer: torch.optim.Optimizer) -> None:
     kept = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    loaded = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
+    loaded = torch.load(file, map_location="cpu", weights_only=True)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for number, values in loaded["state"].items():
+        if (found := values["exp_avg"].shape) != (wanted := parameters[number].shape):
+            raise ValueError(f"moments of shape {list(found)} for a weight of shape {list(wanted)}")
         loaded["state"][number] = {name: as_held(value, parameters[number]) for name, value in values.items()}
     optimizer.load_state_dict(loaded)
     for group, present in zip(optimizer.param_groups, kept, strict=True):

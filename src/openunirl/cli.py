@@ -15,6 +15,7 @@ import dataclasses
 import json
 import os
 import shlex
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -28,12 +29,11 @@ import tyro
 from openunirl.commands import answer, check_model, convert, evaluate, generate, report
 from openunirl.config import ModelConfig, RunConfig, from_dict
 from openunirl.config_pretrain import PretrainConfig
+from openunirl.disk import FULL
 from openunirl.flags import FLAT, HELP, UsageError, parse, unknown
 from openunirl.presets import BUNDLED, PRESETS, TINY
 from openunirl.presets_real import PUBLISHED
-
-ABOUT_A_RUN = ("command", "commit", "versions")
-"""What a run's config.json holds beside its RunConfig."""
+from openunirl.provenance import ABOUT_A_RUN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +46,8 @@ class Command:
     """One line for `openunirl --help`."""
     run: Callable[[list[str]], None]
     """Reads the arguments behind the command's name, and does the work."""
-    again: str = ""
-    """How an interrupted call is continued, in words."""
+    again: Callable[[list[str]], str] = lambda _: ""
+    """How a call that ended early is continued, in words that follow "interrupted; "."""
 
 
 # ----------------------------------------------------------------------------------------------- the commands
@@ -68,6 +68,14 @@ class TrainArguments:
 
 def train(argv: list[str]) -> None:
     """A run directory, or the continuation of one."""
+    args = _read_train(argv)
+    check_model(args.run.model.weights)
+    from openunirl.train import train as handler
+
+    handler(args.run, resume=args.resume, command=shlex.join(["openunirl", "train", *argv]))
+
+
+def _read_train(argv: list[str]) -> TrainArguments:
     prog, wants = "openunirl train", COMMANDS["train"].wants
     # The defaults depend on the preset, which may stand anywhere: a first reading finds it, the second one counts.
     blank = TrainArguments(run=RunConfig(model=ModelConfig(weights=""), output_dir=""))
@@ -77,11 +85,26 @@ def train(argv: list[str]) -> None:
     else:
         start = starting_point(asked)
     default = TrainArguments(preset=asked.preset, run=start)
-    args = parse(TrainArguments, argv, default, prog, wants, f"Presets: {', '.join(PRESETS)}")
-    check_model(args.run.model.weights)
-    from openunirl.train import train as handler
+    return parse(TrainArguments, argv, default, prog, wants, f"Presets: {', '.join(PRESETS)}")
 
-    handler(args.run, resume=args.resume, command=shlex.join(["openunirl", "train", *argv]))
+
+def _continue_train(argv: list[str]) -> str:
+    """The exact command, once there is a run to continue."""
+    folder = Path(_read_train(argv).run.output_dir)
+    if not (folder / "config.json").exists():
+        return "start it again with the same command"
+    return f"continue with: {shlex.join([*_program(), 'train', '--output-dir', str(folder), '--resume'])}"
+
+
+def _program() -> list[str]:
+    """How this program was called, so that the same words call it again."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        return ["accelerate", "launch", "-m", "openunirl.cli"]
+    called = sys.argv[0]
+    if Path(called).name != "openunirl":
+        return [sys.executable, "-m", "openunirl.cli"]
+    found = shutil.which("openunirl")
+    return ["openunirl" if found and Path(found).resolve() == Path(called).resolve() else called]
 
 
 def starting_point(asked: TrainArguments) -> RunConfig:
@@ -136,23 +159,26 @@ COMMANDS: dict[str, Command] = {
         wants="PRESET",
         summary="Train a model on its own drawings and answers",
         run=train,
-        again="the same command with --resume continues from the last checkpoint",
+        again=_continue_train,
     ),
     "pretrain": Command(wants="NAME", summary="Train a tiny base model from nothing", run=pretrain),
     "evaluate": Command(
-        wants="MODEL", summary="Score a model, or pictures: --images DIR", run=evaluate, again="--images: repeat it"
+        wants="MODEL",
+        summary="Score a model, or pictures: --images DIR",
+        run=evaluate,
+        again=lambda _: "the same command again",
     ),
     "generate": Command(
         wants="MODEL",
         summary="Draw pictures for prompts",
         run=generate,
-        again="the same command draws what is missing",
+        again=lambda _: "the same command draws what is missing",
     ),
     "answer": Command(
         wants="MODEL",
         summary="Answer questions about pictures",
         run=answer,
-        again="the same command with --output answers what is missing there",
+        again=lambda _: "the same command with --output answers what is missing there",
     ),
     "convert": Command(wants="SRC DST", summary="Write a checkpoint in another layout", run=convert),
     "report": Command(wants="RUN", summary="Write a run's report again, or compare runs and evaluations", run=report),
@@ -188,13 +214,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         return _refuse(str(error), 2)
     except KeyboardInterrupt:
-        again = COMMANDS[argv[0]].again if argv and argv[0] in COMMANDS else ""
-        return _refuse(f"interrupted; {again}" if again else "interrupted", 130)
+        return _refuse("; ".join(filter(None, ("interrupted", _again(argv)))), 130)
     except BrokenPipeError:  # `... --help | head`; Python would complain once more when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        then = _again(argv) if error.errno in FULL else ""
+        return _refuse(f"{sentence(error)}, then {then}" if then else sentence(error), 1)
+    except ValueError as error:
         return _refuse(sentence(error), 1)
+
+
+def _again(argv: list[str]) -> str:
+    try:
+        return COMMANDS[argv[0]].again(argv[1:]) if argv and argv[0] in COMMANDS else ""
+    except UsageError:  # interrupted before the command line was read
+        return ""
 
 
 def dispatch(argv: list[str]) -> None:
@@ -227,7 +262,9 @@ def overview() -> str:
 
 
 def sentence(error: Exception) -> str:
-    """An error in one line; an OSError names its file."""
+    """An error in one line; an OSError names its file, and where it has none, says at least what to do."""
+    if isinstance(error, OSError) and error.errno in FULL and error.filename is None and error.strerror:
+        return f"a file cannot be written: {error.strerror}; free some space"
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split()) or type(error).__name__

@@ -25,14 +25,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from openunirl.disk import whole
 from openunirl.evaluation.paired import RATES, Change, change, image_key, imbalance_changes
-from openunirl.report import JINJA, choose, embed, in_words, read_rows, read_side
+from openunirl.report import JINJA, choose, embed, in_words, read_json, read_rows, read_side
 from openunirl.report_curves import curves
 from openunirl.report_numbers import Level, Row, gap, get, level, score, tags_of, task_name
 
 CARDS_PER_TASK = 3
 _PANELS = {
-    "Self-reward in training": ("mean reward", "reward", ()),
+    "Reward in training": ("mean reward", "reward", ()),
     "Small evaluations: drawing": ("share right", "eval/geneval", (0, 1)),
     "Small evaluations: understanding": ("share right", "eval/understanding", (0, 1)),
     "Collusion gap": ("self-reward - detector", "eval/collusion_gap", (0,)),
@@ -93,11 +94,11 @@ def write_comparison(folders: Sequence[Path], page: Path) -> Path:
         problems=problems,
         **{"get": get, "in_words": in_words},
     )
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.with_suffix(".tmp").write_bytes(told.encode("utf-8", "replace"))
-    page.with_suffix(".tmp").replace(page)
+    with whole(page) as partial:
+        partial.write_bytes(told.encode("utf-8", "replace"))
     numbers = {"sides": [side.name for side in sides], "lines": [asdict(line) for line in lines], "notes": problems}
-    page.with_suffix(".json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    with whole(page.with_suffix(".json")) as partial:
+        partial.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     if lines:
         console = Console()
         for side in range(1, len(sides)):
@@ -135,6 +136,9 @@ def read_sources(folders: Sequence[Path], problems: list[str]) -> tuple[list[Sid
             )
         if rows:
             runs[name] = rows
+            config = read_json(folder / "config.json", []) if (folder / "config.json").exists() else {}
+            if get(config, "rollout", "drawn_by") == "base":
+                problems.append(f"{name}: the base drew its training pictures, which its reward in training is about")
         if "after" not in found:
             problems.append(f"{name}: no evaluation after training, so only its learning curves are shown")
     return sides, runs

@@ -218,7 +218,8 @@ class TrainConfig:
     eval_steps: int = 0
     """A small evaluation on validation prompts every so many steps; 0 = never."""
     stall_steps: int = 5
-    """Steps with a gradient of exactly 0, although rewards vary, after which the run stops."""
+    """Steps with a gradient of exactly 0 although rewards vary, or (SFT) in which nothing was kept, after which the
+    run stops; 0 = never."""
     report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
     """Trackers beside metrics.jsonl."""
     mixed_precision: Literal["no", "bf16", "auto"] = "no"

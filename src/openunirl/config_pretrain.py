@@ -1,10 +1,12 @@
 """The configuration of `pretrain`, as config.py holds that of `train`.
 
-In: flags. Out: a frozen PretrainConfig.
+In: flags. Out: a frozen PretrainConfig, and `check`, which refuses values that cannot work. Torch-free.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -71,3 +73,41 @@ class PretrainConfig:
     """Steps between two small evaluations, which go to pretrain.jsonl."""
     probe_prompts: int = 96
     """Validation prompts drawn in a small evaluation; four times as many reference pictures are read."""
+
+
+_AT_LEAST_ONE = (
+    "tokenizer_steps", "tokenizer_batch", "steps", "pool", "draw_batch", "ask_batch", "probe_steps", "probe_prompts"
+)  # fmt: skip
+_NOT_NEGATIVE = (
+    "weight_decay", "warmup_steps", "teacher_guidance", "draw_coef", "answer_coef", "position_weight", "seed"
+)  # fmt: skip
+_POSITIVE = ("tokenizer_lr", "lr", "teacher_temperature")
+_SHARES = ("negatives", "damaged", "near_misses", "condition_dropout", "decay")
+
+
+def check(config: PretrainConfig) -> None:
+    """Errors: ValueError for the first value that cannot work; it names the flag, the value and what is wanted."""
+    wanted = {
+        "a finite number": ([f.name for f in dataclasses.fields(config)], _finite),
+        "at least 1": (_AT_LEAST_ONE, lambda value: value >= 1),
+        "at least 0": (_NOT_NEGATIVE, lambda value: value >= 0),
+        "more than 0": (_POSITIVE, lambda value: value > 0),
+        "a share from 0 to 1": (_SHARES, lambda value: 0 <= value <= 1),
+    }
+    for words, (names, holds) in wanted.items():
+        for name in names:
+            if not holds(value := getattr(config, name)):
+                raise ValueError(f"--{name.replace('_', '-')} is {value}, wanted {words}")
+    if not config.draw_coef and not config.answer_coef:
+        raise ValueError(
+            "--draw-coef and --answer-coef are both 0: nothing would be trained; give one of them a weight"
+        )
+    if config.teacher_guidance and config.start_from is None:
+        raise ValueError(
+            f"--teacher-guidance is {config.teacher_guidance} without --start-from: the teacher would be fresh weights "
+            "that draw noise; say which finished model teaches itself"
+        )
+
+
+def _finite(value: object) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)

@@ -86,6 +86,15 @@ class Processes:
         norm = self.accelerator.clip_grad_norm_(net.parameters(), largest)
         return 0.0 if norm is None else float(sharded.whole(norm))
 
+    def not_finite(self, net: nn.Module) -> str | None:
+        """The name of a trained weight that holds a nan or an infinity on any process; None where none does."""
+        trained = [(name, weight) for name, weight in net.named_parameters() if weight.requires_grad]
+        sound = torch.stack([sharded.own(weight.detach()).isfinite().all() for _, weight in trained])
+        if not self.sum({"broken": float(not bool(sound.all()))})["broken"]:
+            return None
+        own = [name for (name, _), holds in zip(trained, sound.tolist(), strict=True) if not holds]
+        return own[0] if own else "of another process"
+
     @staticmethod
     @contextmanager
     def averaging(net: nn.Module) -> Iterator[None]:

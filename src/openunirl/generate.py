@@ -28,8 +28,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from openunirl.config import ModelConfig
+from openunirl.disk import PARTIAL, is_occupied, naming, remove
 from openunirl.draws import key
-from openunirl.evaluation.files import is_occupied, write_summary
+from openunirl.evaluation.files import write_summary
 from openunirl.evaluation.run import to_uint8
 from openunirl.models.protocol import UnifiedModel, load_model
 from openunirl.provenance import about
@@ -146,12 +147,15 @@ def _place(folder: Path, index: int, sample: int) -> Path:
 
 def _write_picture(path: Path, picture_HWC: np.ndarray) -> None:
     """Atomically; the unfinished file's name is no picture's to GenEval's tools."""
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "wb") as file:
-        Image.fromarray(picture_HWC).save(file, format="PNG")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    partial = path.with_name(f".{path.name}{PARTIAL}")
+    try:
+        with naming(path, instead_of=partial), open(partial, "wb") as file:
+            Image.fromarray(picture_HWC).save(file, format="PNG")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        remove(partial)
 
 
 # ----------------------------------------------------------------------------------------------- prompt files

@@ -7,12 +7,13 @@ others.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from accelerate.tracking import GeneralTracker, on_main_process
+
+from openunirl.disk import naming, whole
 
 
 class JsonlTracker(GeneralTracker):
@@ -26,9 +27,8 @@ class JsonlTracker(GeneralTracker):
         self.path = path
         if last_step is not None and path.exists() and PartialState().is_main_process:
             kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= last_step]
-            partial = path.with_suffix(".partial")
-            partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-            os.replace(partial, path)
+            with whole(path) as partial:
+                partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     @property
     def tracker(self) -> Path:
@@ -40,7 +40,7 @@ class JsonlTracker(GeneralTracker):
 
     @on_main_process
     def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
+        with naming(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
 
 

@@ -13,7 +13,6 @@ Shapes: B pictures, N image tokens.
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -24,7 +23,8 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from openunirl.config import EvalConfig, ModelConfig
-from openunirl.config_pretrain import PretrainConfig
+from openunirl.config_pretrain import PretrainConfig, check
+from openunirl.disk import is_occupied, naming, remove, whole
 from openunirl.draws import key
 from openunirl.evaluation.run import evaluate, to_pixels
 from openunirl.models.protocol import PretrainBatch, UnifiedModel, load_model
@@ -40,17 +40,14 @@ SETTLING = 512  # pictures on which a trained image tokenizer's codes are counte
 
 
 def pretrain(config: PretrainConfig) -> Path:
-    """Trains and saves; returns the folder. Errors: ValueError for a folder that exists and is not empty, and for a
-    teacher that cannot teach."""
-    if not 0 <= config.teacher_guidance < math.inf:
-        raise ValueError(f"--teacher-guidance is {config.teacher_guidance}, wanted a finite number of at least 0")
-    if config.teacher_guidance and config.start_from is None:
-        raise ValueError(
-            f"--teacher-guidance is {config.teacher_guidance} without --start-from: the teacher would be fresh weights "
-            "that draw noise; say which finished model teaches itself"
-        )
+    """Trains and saves; returns the folder.
+
+    Errors: ValueError for values that cannot work and for a folder that exists and is not empty; OSError that names
+    what a full disk refused: what was saved before is whole, and nothing else is there.
+    """
+    check(config)
     output = Path(config.output_dir or f"runs/{config.name}")
-    if output.exists() and any(output.iterdir()):
+    if is_occupied(output):
         raise ValueError(f"{output} exists and is not empty: choose another --output-dir")
     output.mkdir(parents=True, exist_ok=True)
     model = build(config.name, shapes.vocabulary(), config.seed)
@@ -61,16 +58,29 @@ def pretrain(config: PretrainConfig) -> Path:
             model = load_model(ModelConfig(weights=config.start_from, attn_implementation="eager"))
         elif config.image_tokenizer is None:
             train_tokenizer(model, config, progress)
-            model.save(output / "image-tokenizer-only")
+            with whole(output / "image-tokenizer-only") as partial:
+                model.save(partial)
         else:
             trained = load_model(config.image_tokenizer).image_tokenizer
             model.image_tokenizer.load_state_dict(trained.state_dict())
         train_model(model, config, progress, output)
-    model.save(output, torch.float16)
+    _save_into(output, model)
     told = asdict(config) | {"question_weights": question_weights(config), "dtype": str(fast_dtype())}
     told |= about("openunirl pretrain " + config.name)
-    (output / "pretrain.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    with whole(output / "pretrain.json") as partial:
+        partial.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     return output
+
+
+def _save_into(output: Path, model: UnifiedModel) -> None:
+    """The finished model beside what is there; config.json, without which nothing loads, comes last."""
+    finished = output / "finished"
+    with whole(finished) as partial:
+        model.save(partial, torch.float16)
+    for part in sorted(finished.iterdir(), key=lambda path: path.name == "config.json"):
+        remove(output / part.name)
+        part.replace(output / part.name)
+    finished.rmdir()
 
 
 def probe(model: UnifiedModel, config: PretrainConfig) -> dict[str, float]:
@@ -164,11 +174,12 @@ def train_model(model: UnifiedModel, config: PretrainConfig, progress: Progress,
         if (step + 1) % config.probe_steps == 0 or step + 1 == config.steps:
             row = {"step": step + 1, "minutes": (time.monotonic() - start) / 60, "draw_loss": draw_loss.item()}
             row |= {"answer_loss": answer_loss.item()} | probe(model, config)
-            with (output / "pretrain.jsonl").open("a", encoding="utf-8") as log:
+            with naming(output / "pretrain.jsonl"), (output / "pretrain.jsonl").open("a", encoding="utf-8") as log:
                 log.write(json.dumps(row) + "\n")
             told = {name: row[name] for name in ("step", "minutes", "drawing", "understanding", "collusion_gap")}
             progress.console.print(told)
-            model.save(output / f"step-{step + 1:06d}")  # so that training can be stopped, and continued from here
+            with whole(output / f"step-{step + 1:06d}") as partial:  # training can be stopped, and continued from here
+                model.save(partial)
 
 
 def pretrain_batches(model: UnifiedModel, config: PretrainConfig) -> Iterator[PretrainBatch]:

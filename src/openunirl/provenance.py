@@ -8,6 +8,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+ABOUT_A_RUN = ("command", "commit", "versions", "resumed")
+"""What a run's config.json holds beside its RunConfig: `about`, and the commands that resumed it."""
+
 _PACKAGES = ("openunirl", "torch", "transformers", "accelerate", "numpy")
 
 

@@ -23,7 +23,9 @@ from typing import Any
 import jinja2
 from PIL import Image
 
+from openunirl.disk import whole
 from openunirl.evaluation.paired import image_key
+from openunirl.provenance import ABOUT_A_RUN
 from openunirl.report_curves import curve
 from openunirl.report_numbers import (
     Row,
@@ -35,6 +37,7 @@ from openunirl.report_numbers import (
     level,
     number,
     paired_changes,
+    reward_title,
     score,
     tags_of,
     task_name,
@@ -195,8 +198,11 @@ def write_report(run_dir: Path) -> Path:
         curve=lambda named, ends=(): curve(metrics, named, ends),
         problems=problems,
         detector_notice=detector_notice(get(config, "reward", "sources")),
+        about=ABOUT_A_RUN,
+        reward_title=reward_title,
         **{"collusion": collusion, "level": level, "score": score, "get": get, "task": task_name, "in_words": in_words},
     )
     path = run_dir / "report.html"
-    path.with_suffix(".tmp").write_bytes(page.encode("utf-8", "replace"))  # JSON may hold lone surrogates
-    return path.with_suffix(".tmp").replace(path)
+    with whole(path) as partial:
+        partial.write_bytes(page.encode("utf-8", "replace"))  # JSON may hold lone surrogates
+    return path

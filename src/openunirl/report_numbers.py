@@ -221,6 +221,14 @@ def imbalance_table(summary: dict[str, Any]) -> Table:
     return table
 
 
+def reward_title(config: Any) -> str:
+    """What the curve of rewards in training is called: self-reward only where the model judges its own pictures."""
+    rollout, reward = get(config, "rollout"), get(config, "reward", "sources")
+    if get(rollout, "drawn_by") == "base":
+        return "Reward in training, on the base’s pictures"
+    return "Self-reward in training" if reward is None or list(reward) == ["self"] else "Reward in training"
+
+
 def detector_notice(sources: Any) -> str:
     """The sentence that labels a run whose reward was the detector's verdict; "" for any other run."""
     if not isinstance(sources, Sequence) or "detector" not in sources:

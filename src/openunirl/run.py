@@ -7,9 +7,7 @@ train.py decides what a step is; this file logs, saves, evaluates and stops.
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,19 +19,21 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from openunirl import checkpoint
-from openunirl.config import RunConfig, to_dict
+from openunirl.config import RunConfig
+from openunirl.disk import naming
 from openunirl.distributed import Processes
 from openunirl.evaluation.files import write_evaluation, write_summary
 from openunirl.evaluation.run import Evaluation, evaluate
+from openunirl.guards import check_update, check_weights
 from openunirl.losses import Stats
 from openunirl.metrics import JsonlTracker
 from openunirl.models.protocol import UnifiedModel, load_model
 from openunirl.optim import build_optimizer, lr_factor
-from openunirl.provenance import about
 from openunirl.report import read_side, write_report
 from openunirl.report_numbers import collusion_verdict, detector_notice, paired_changes, summary_table
 from openunirl.rewards import Rewards, check_sources
 from openunirl.rollout import Rollout
+from openunirl.run_directory import check_directory, check_resumed, read_evaluation, write_config
 from openunirl.tasks.records import read_prompts
 from openunirl.tasks.worlds import WORLDS, World
 from openunirl.types import Prompt
@@ -64,12 +64,11 @@ class Run:
         world = WORLDS[config.world]()
         check_sources(config.reward, world)
         folder = Path(config.output_dir)
-        if folder.exists() and any(folder.iterdir()) and not resume:
-            raise ValueError(
-                f"the run directory {folder} exists: continue it with --resume, or choose another --output-dir"
-            )
-        if resume and not (folder / "config.json").exists():
-            raise ValueError(f"{folder} is no run directory (it has no config.json): start it without --resume")
+        check_directory(folder, resume=resume)
+        point = checkpoint.saved(folder)[-1] if resume and checkpoint.saved(folder) else None
+        done = checkpoint.read_step(point) if point else 0
+        if resume:
+            check_resumed(folder, config, done)
         if config.eval.num_prompts and world.judge is None:
             raise ValueError(
                 f"the world {config.world} has no detector in training: train with --eval.num-prompts 0, and "
@@ -77,11 +76,8 @@ class Run:
             )
         model = load_model(config.model)
         set_up(model, config)
-        point = checkpoint.saved(folder)[-1] if resume and checkpoint.saved(folder) else None
-        done = checkpoint.read_state(point)["step"] if point else 0
         if point:
-            model.load_weights(point)
-            model.load_reference(point)
+            checkpoint.load_model(point, model)
         trackers: list[Any] = [JsonlTracker(folder / "metrics.jsonl", done), *config.train.report_to]
         processes = Processes(config.train.mixed_precision, trackers, folder, config.train.shard)
         prompts = _prompts_of_run(config, world, processes.count)
@@ -100,11 +96,11 @@ class Run:
         if point:
             checkpoint.load_optimizer(point, optimizer)
         if processes.is_main:
-            folder.mkdir(parents=True, exist_ok=True)
-            _write_config(folder / "config.json", config, command)
+            write_config(folder / "config.json", config, command)
         processes.wait()
-        processes.accelerator.init_trackers("tensorboard")
-        return cls(
+        with naming(folder):
+            processes.accelerator.init_trackers("tensorboard")
+        run = cls(
             config=config,
             folder=folder,
             model=model,
@@ -114,13 +110,28 @@ class Run:
             first_step=done + 1,
             prompts=prompts,
         )
+        run.warn_of_unknown_words()
+        return run
+
+    def warn_of_unknown_words(self) -> None:
+        """Once, what the prompts say that the tokenizer has no word for: a tiny model's knows its own world only."""
+        texts = (text for p in self.prompts for q in p.questions for text in (p.prompt, q.question, q.answer))
+        words = self.model.unknown_words(texts)
+        if words:
+            more = f" and {len(words) - 8} more" if len(words) > 8 else ""
+            self.warn(
+                f"{self.config.prompt_file or f'the world {self.config.world}'}: the tokenizer of "
+                f"{self.config.model.weights} does not know the words {', '.join(words[:8])}{more}, so that the model "
+                "cannot tell them apart: use words that it knows, or another model"
+            )
 
     def finish(self) -> Path:
         """Writes the report and says how the run went."""
-        self.processes.accelerator.end_training()
+        with naming(self.folder):
+            self.processes.accelerator.end_training()
         if self.processes.is_main:
             page = write_report(self.folder)
-            before, after = (self._summary(name) for name in ("before", "after"))
+            before, after = (read_evaluation(self.folder, name) for name in ("before", "after"))
             if before and after:
                 self.console.print(summary_table(before, after))
                 sides = [read_side(self.folder / "evaluation" / name, []) for name in ("before", "after")]
@@ -154,7 +165,7 @@ class Run:
     def update(self, losses: Iterable[torch.Tensor], step: int) -> tuple[float, float]:
         """Back-propagates the parts, clips, and steps; (loss, gradient norm before clipping).
 
-        Errors: ValueError, before the weights change, where either is not finite.
+        Errors: ValueError where either is not finite, before the weights change; or where the update left a weight so.
         """
         optim, total = self.config.optim, 0.0
         factor = lr_factor(step - 1, self.config.train.max_steps, warmup=optim.warmup_steps, decay=optim.decay)
@@ -167,13 +178,10 @@ class Run:
                     self.processes.accelerator.backward(part)
         norm = self.processes.clip(self.model.net, optim.max_grad_norm)
         total = self.processes.sum({"loss": total})["loss"] / self.processes.count
-        if not (math.isfinite(total) and math.isfinite(norm)):
-            raise ValueError(
-                f"step {step}: the loss is {total} and the gradient norm {norm}; the run stopped before this update. "
-                f"Its last checkpoint is {self.last_checkpoint()}; try a lower --optim.lr or a higher --loss.beta"
-            )
+        check_update(step, self.config, self.last_checkpoint(), loss=total, norm=norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        check_weights(step, self.config, self.last_checkpoint(), broken=self.processes.not_finite(self.model.net))
         return total, norm
 
     def metrics(
@@ -197,8 +205,7 @@ class Run:
         return {
             "loss": loss,
             **{name: float(values.mean()) for name, values in told.items() if len(values)},  # else: none applied
-            "reward_std": sum(spread(row) for row in groups) / len(groups),
-            "frac_reward_zero_std": sum(bool((row == row[:1]).all()) for row in groups) / len(groups),
+            **(spreads(groups) if rollout.num_generations > 1 else {}),
             **{f"{n}/std": spread(values) for n, values in by_source.items() if len(values)},
             "answer/accuracy": float(correct.mean()),
             "completions/mean_length": float(length.mean()),
@@ -211,11 +218,16 @@ class Run:
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         images = step * self._prompts_per_step * self.config.rollout.num_generations
-        self.processes.accelerator.log({"images": images, **metrics}, step=step)
+        with naming(self.folder):
+            self.processes.accelerator.log({"images": images, **metrics}, step=step)
         if self.progress:
             measure = "kl" if "kl" in metrics else "loss"
             told = f"reward {metrics.get('reward', math.nan):.3f}  {measure} {metrics[measure]:.4f}"
             self.progress.update(self._bar, description=f"training  {told}")
+
+    def warn(self, told: str) -> None:
+        if self.processes.is_main:
+            self.console.print(f"warning: {told}", style="yellow", highlight=False, markup=False, soft_wrap=True)
 
     def sync_reference_if_due(self, step: int) -> None:
         every = self.config.loss.ref_model_sync_steps
@@ -257,7 +269,7 @@ class Run:
 
     def evaluate_base(self) -> None:
         """The base on held-out prompts, once per run."""
-        if self.config.eval.num_prompts and not self._summary("before"):
+        if self.config.eval.num_prompts and not read_evaluation(self.folder, "before"):
             if self.model.base_moved:
                 raise ValueError(
                     f"{self.folder} has no evaluation of its base, which has followed the policy since: continue it "
@@ -268,8 +280,8 @@ class Run:
 
     def evaluate_tuned(self) -> None:
         """The tuned model on the same prompts, again where a resumed run went further."""
-        last, known = self.config.train.max_steps, self._summary("after")
-        if self.config.eval.num_prompts and not (known and known["step"] == last):
+        last, known = self.config.train.max_steps, read_evaluation(self.folder, "after")
+        if self.config.eval.num_prompts and not (known and known.get("step") == last):
             self._evaluate_in_full("after", step=last)
 
     def _evaluate_in_full(self, name: str, step: int) -> None:
@@ -321,10 +333,6 @@ class Run:
             if status:
                 status.stop()
 
-    def _summary(self, name: str) -> dict[str, Any] | None:
-        path = self.folder / "evaluation" / f"{name}.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
 
 def set_up(model: UnifiedModel, config: RunConfig) -> None:
     """What is trained, what the frozen base is, and what the backward pass keeps."""
@@ -346,46 +354,32 @@ def known(rewards: torch.Tensor) -> torch.Tensor:
     return rewards[~rewards.isnan()]
 
 
+def spreads(groups: list[torch.Tensor]) -> dict[str, float]:
+    """How rewards differ within groups; a group of one has nothing to compare."""
+    return {
+        "reward_std": sum(spread(row) for row in groups) / len(groups),
+        "frac_reward_zero_std": sum(bool((row == row[:1]).all()) for row in groups) / len(groups),
+    }
+
+
 def spread(rewards: torch.Tensor) -> float:
     """Standard deviation; 0 of fewer than two."""
     return float(rewards.std()) if len(rewards) > 1 else 0.0
 
 
-@dataclass
-class StepGuard:
-    """Stops a run that learns nothing without saying so: a gradient of exactly 0 although advantages are not."""
-
-    patience: int
-    stalled: int = 0
-
-    def check(self, step: int, metrics: dict[str, float], last_checkpoint: str) -> None:
-        """`metrics["advantage_abs"]` is the mean size of the advantages that count in the loss."""
-        dead = metrics["grad_norm"] == 0 and metrics["advantage_abs"] > 0
-        self.stalled = self.stalled + 1 if dead else 0
-        if self.patience and self.stalled >= self.patience:
-            raise ValueError(
-                f"step {step}: the gradient was exactly 0 for {self.stalled} steps although rewards vary, so nothing "
-                f"is being trained; the run stopped. Its last checkpoint is {last_checkpoint}. Check that the weights "
-                "require gradients and that --optim.lr and --loss are what you meant"
-            )
-
-
 def _prompts_of_run(config: RunConfig, world: World, processes: int) -> list[Prompt]:
-    """Every prompt of the run in order: from a file, gone round, or from the world."""
+    """Every prompt of the run in order: from a file, gone round, or from the world.
+
+    Errors: ValueError for a file that cannot be read, or with a prompt that asks nothing.
+    """
     count = config.train.max_steps * config.rollout.num_prompts * processes
     if config.prompt_file is None:
         return world.training_prompts(count, config.seed)
     own = read_prompts(config.prompt_file)
+    for number, prompt in enumerate(own, start=1):  # one a line
+        if not prompt.questions:
+            raise ValueError(
+                f"{config.prompt_file}:{number}: the prompt {prompt.prompt!r} has no question: training needs one with "
+                'its gold answer; add "question" and "answer" to the line'
+            )
     return [own[i % len(own)] for i in range(count)]
-
-
-def _write_config(path: Path, config: RunConfig, command: str) -> None:
-    """Atomically; a resumed run keeps the command that started it and lists the later ones."""
-    told = about(command)
-    if path.exists():
-        known = json.loads(path.read_text(encoding="utf-8"))
-        told["resumed"] = [*known.get("resumed", []), command]
-        told["command"] = known.get("command", command)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(to_dict(config) | told, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)

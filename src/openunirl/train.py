@@ -17,12 +17,13 @@ from pathlib import Path
 from openunirl.advantages import ADVANTAGES
 from openunirl.config import RunConfig
 from openunirl.experience import gather_experience
+from openunirl.guards import StepGuard
 from openunirl.losses import Stats, Totals
 from openunirl.objectives import Terms, loss_parts
 from openunirl.relaxation import tau_at
 from openunirl.rewards import score, shuffled
 from openunirl.rollout import roll_out
-from openunirl.run import Run, StepGuard
+from openunirl.run import Run
 from openunirl.types import Prompt
 
 
@@ -33,7 +34,7 @@ def train(config: RunConfig, *, resume: bool = False, command: str = "") -> Path
     """
     run = Run.open(config, resume=resume, command=command)
     run.evaluate_base()
-    guard = StepGuard(config.train.stall_steps)
+    guard = StepGuard(config, warn=run.warn)
     for step in run.steps():
         prompts = run.prompts_of(step)
         started = time.perf_counter()

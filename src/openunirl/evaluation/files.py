@@ -7,48 +7,44 @@ results.jsonl (one line per image, GenEval's field names) and references.jsonl (
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from openunirl.disk import remove, whole
 from openunirl.evaluation.run import Evaluation
 from openunirl.tasks.records import write_jsonl
 from openunirl.types import Prompt
 
 
 def write_evaluation(folder: Path, name: str, evaluation: Evaluation, prompts: Sequence[Prompt]) -> Path:
-    """Writes the pictures and rows, then the summary; the summary's presence says that the rest is whole."""
-    target, partial = folder / name, folder / f"{name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    """Writes the pictures and rows, then the summary; the summary's presence says that the rest is whole.
+
+    Errors: OSError that names what the disk refused; neither is then there.
+    """
     rows: list[dict[str, Any]] = []
-    for row, picture in zip(evaluation.generated, evaluation.pictures, strict=True):
-        place = Path(f"{row['index']:05d}") / "samples" / f"{row['sample']:04d}.png"
-        (partial / place).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(partial / place)
-        rows.append({"filename": place.as_posix(), **row})
-    for index, prompt in enumerate(prompts):
-        write_jsonl(partial / f"{index:05d}" / "metadata.jsonl", [prompt.metadata()])
-    write_jsonl(partial / "results.jsonl", rows)
-    write_jsonl(partial / "references.jsonl", evaluation.references)
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(partial, target)
-    return write_summary(folder, name, evaluation.summary)
-
-
-def is_occupied(folder: Path) -> bool:
-    """Whether a folder is there and holds anything but what a kill left of write_summary (*.partial)."""
-    return folder.exists() and any(path.suffix != ".partial" for path in folder.iterdir())
+    with whole(folder / name) as partial:
+        for row, picture in zip(evaluation.generated, evaluation.pictures, strict=True):
+            place = Path(f"{row['index']:05d}") / "samples" / f"{row['sample']:04d}.png"
+            (partial / place).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(partial / place)
+            rows.append({"filename": place.as_posix(), **row})
+        for index, prompt in enumerate(prompts):
+            write_jsonl(partial / f"{index:05d}" / "metadata.jsonl", [prompt.metadata()])
+        write_jsonl(partial / "results.jsonl", rows)
+        write_jsonl(partial / "references.jsonl", evaluation.references)
+    try:
+        return write_summary(folder, name, evaluation.summary)
+    except OSError:
+        remove(folder / name)
+        raise
 
 
 def write_summary(folder: Path, name: str, summary: dict[str, Any]) -> Path:
-    """NAME.json, atomically."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """NAME.json, atomically. Errors: OSError that names it, where the disk refuses it."""
     path = folder / f"{name}.json"
-    partial = folder / f"{name}.json.partial"
-    partial.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with whole(path) as partial:
+        partial.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return path

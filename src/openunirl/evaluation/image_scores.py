@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from openunirl.disk import naming
 from openunirl.evaluation.geneval import OFFICIAL, keep, score, summarize
 from openunirl.evaluation.image_folder import Picture, digest, read_picture
 from openunirl.tasks.geneval import evaluation_prompts
@@ -119,7 +120,7 @@ def journal(folder: Path, rank: int) -> Path:
 def append_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Adds rows; a kill leaves whole lines and at most one half-written one."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "a", encoding="ascii", newline="\n") as opened:
+    with naming(file), open(file, "a", encoding="ascii", newline="\n") as opened:
         opened.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
         opened.flush()
         os.fsync(opened.fileno())

@@ -92,8 +92,9 @@ def score_folder(
     nothing was detected or nothing is right (results.jsonl then tells why). From the pictures on, the evaluation.json
     of an earlier call is gone whatever the error; its rows are kept.
     """
+    from openunirl.disk import is_occupied
     from openunirl.distributed import Processes
-    from openunirl.evaluation.files import is_occupied, write_summary
+    from openunirl.evaluation.files import write_summary
     from openunirl.evaluation.image_folder import all_equal, check_names, read_folder
     from openunirl.evaluation.image_scores import PROTOCOL, journal_rows, take_up
     from openunirl.generate import check_settings

@@ -27,8 +27,9 @@ from rich.console import Console
 
 from openunirl.answer import Job, answer_jobs
 from openunirl.config import EvalConfig, ModelConfig
+from openunirl.disk import is_occupied
 from openunirl.distributed import Processes
-from openunirl.evaluation.files import is_occupied, write_summary
+from openunirl.evaluation.files import write_summary
 from openunirl.evaluation.image_folder import read_folder
 from openunirl.evaluation.image_scores import append_rows, mend
 from openunirl.evaluation.images_command import score_folder

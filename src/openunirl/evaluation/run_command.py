@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from openunirl.config import EvalConfig, ModelConfig
+from openunirl.disk import is_occupied
 from openunirl.evaluation.files import write_evaluation
 from openunirl.evaluation.run import evaluate
 from openunirl.models.protocol import load_model
@@ -20,7 +21,7 @@ from openunirl.tasks.worlds import WORLDS
 
 def evaluate_command(model: ModelConfig, config: EvalConfig, *, world: str, seed: int, output_dir: Path) -> None:
     """Errors: ValueError where `output_dir` holds anything already, or the model or world is unknown."""
-    if output_dir.exists() and any(output_dir.iterdir()):
+    if is_occupied(output_dir):
         raise ValueError(f"{output_dir} exists and is not empty: choose another --output-dir")
     if world not in WORLDS:
         raise ValueError(f"unknown world {world!r}; known: {', '.join(WORLDS)}")

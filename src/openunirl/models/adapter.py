@@ -8,10 +8,10 @@ In: a network that is trained and an image tokenizer that is not. Out: `device`,
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
@@ -34,6 +34,7 @@ class Adapter:
 
     trunk: ClassVar[str]
     unlearned: ClassVar[tuple[str, ...]] = ()
+    prompting: Any
 
     def __init__(self, net: nn.Module, image_tokenizer: nn.Module) -> None:
         self.net = net
@@ -53,6 +54,16 @@ class Adapter:
             if module is not None:
                 nn.Module.to(module, device)
         return self
+
+    def unknown_words(self, texts: Iterable[str]) -> list[str]:
+        """The words that the text tokenizer has no ids for, in order of appearance."""
+        tokenizer = self.prompting.tokenizer
+        if tokenizer.unk_token_id is None:
+            return []
+        words = dict.fromkeys(word for text in texts for word in text.split())
+        return [
+            word for word in words if tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False)["input_ids"]
+        ]
 
     # ------------------------------------------------------------------------------------------ the frozen base
 

@@ -7,7 +7,8 @@ not). Out: a flat state dict. Loading is strict: missing, extra and mis-shaped w
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,13 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from torch import nn
+
+from openunirl.disk import whole
+
+
+class UnreadableWeights(ValueError):
+    """A weight file is damaged: its content is not what was written."""
+
 
 _PATTERNS = ("*.safetensors", "*.bin", "*.pth", "*.pt")
 
@@ -49,7 +57,7 @@ def weight_files(path: Path, stem: str | None = None) -> list[Path]:
 def read_state(path: Path, stem: str | None = None, *, keep_dtype: bool = False) -> dict[str, torch.Tensor]:
     """All weights of a file or folder in float32 (integers, or all with `keep_dtype`, as they are stored).
 
-    Errors: ValueError for an unreadable file.
+    Errors: UnreadableWeights.
     """
     state: dict[str, torch.Tensor] = {}
     for file in weight_files(path, stem):
@@ -57,7 +65,9 @@ def read_state(path: Path, stem: str | None = None, *, keep_dtype: bool = False)
             part = load_file(file) if file.suffix == ".safetensors" else _read_pickle(file)
         except Exception as error:  # damaged files raise many kinds
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ValueError(f"{file} cannot be read as weights: {reason}") from None
+            raise UnreadableWeights(
+                f"{file} cannot be read as weights: {reason}; it is damaged or was copied in part: get it again"
+            ) from None
         state |= part
     return {k: v.float() if v.is_floating_point() and not keep_dtype else v for k, v in state.items()}
 
@@ -75,8 +85,17 @@ def _read_pickle(file: Path) -> dict[str, torch.Tensor]:
 def load_strictly(
     module: nn.Module, state: Mapping[str, torch.Tensor], source: object, optional: tuple[str, ...] = ()
 ) -> None:
-    """Loads `state`, or says which weights are missing, extra or mis-shaped. The keys `optional` may be missing."""
+    """Loads `state`. The keys `optional` may be missing.
+
+    Errors: ValueError as check_fit; UnreadableWeights where a weight is not finite.
+    """
     check_fit(module, state, source, optional)
+    for name, weight in state.items():
+        if weight.is_floating_point() and not bool(weight.isfinite().all()):
+            raise UnreadableWeights(
+                f"the weight {name} of {source} is not finite, so every result would be worthless: take a checkpoint "
+                "that was saved earlier, or get the file again"
+            )
     module.load_state_dict(dict(state), strict=False)
 
 
@@ -98,7 +117,32 @@ def check_fit(
             for n, names in (("missing", missing), ("extra", extra), ("wrong shape", wrong))
             if names
         ]
-        raise ValueError(f"the weights of {source} do not fit {type(module).__name__}; " + "; ".join(told))
+        raise ValueError(
+            f"the weights of {source} do not fit {type(module).__name__}; {'; '.join(told)}. They are incomplete, or "
+            "of another model or size: get them again, or give the files that belong together"
+        )
+
+
+@contextmanager
+def telling(source: object, fix: str) -> Iterator[None]:
+    """Inside it a ValueError gets the name of the source, and the fix."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}; {fix}") from error
+
+
+def read_tokenizer(folder: Path, kind: Any) -> Any:
+    """The text tokenizer in a folder, read by one of transformers' classes. Errors: ValueError where there is none, or
+    a damaged one."""
+    fix = "name a folder or hub id that holds one with --model.tokenizer"
+    if not folder.is_dir():
+        raise ValueError(f"there is no tokenizer folder {folder}: {fix}")
+    try:
+        return kind.from_pretrained(folder)
+    except Exception as error:  # damaged files raise many kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{folder} holds no tokenizer that can be read ({reason}): {fix}") from error
 
 
 def _some(names: list[str], most: int = 3) -> str:
@@ -121,6 +165,11 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def write_state(file: Path, state: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None) -> None:
-    """Writes contiguous CPU copies, floats cast to `dtype` when given."""
+    """Writes contiguous CPU copies, floats cast to `dtype` when given; whole or not at all.
+
+    Errors: OSError that names the file, where the disk refuses it.
+    """
     cast = {k: v.to(dtype) if dtype is not None and v.is_floating_point() else v for k, v in state.items()}
-    save_file({k: v.detach().cpu().contiguous() for k, v in cast.items()}, file, metadata={"format": "pt"})
+    held = {k: v.detach().cpu().contiguous() for k, v in cast.items()}
+    with whole(file) as partial:
+        save_file(held, partial, metadata={"format": "pt"})

@@ -25,6 +25,7 @@ import torch
 from huggingface_hub import ModelCard, ModelCardData, save_torch_state_dict
 from transformers import JanusConfig, JanusForConditionalGeneration, PhiConfig
 
+from openunirl.disk import whole
 from openunirl.models import checkpoints, janus_files, janus_layout
 from openunirl.models.janus_prompting import read_tokenizer, roles_of
 from openunirl.models.showo_net import ShowoNet, ShowoSizes
@@ -148,18 +149,10 @@ def _check_free(destination: Path) -> None:
 @contextmanager
 def _whole(destination: Path) -> Iterator[Path]:
     """A folder beside `destination` that takes its place at the end, and is removed where anything goes wrong."""
-    partial = destination.with_name(destination.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with whole(destination) as partial:
+        partial.mkdir()
         yield partial
         _check_free(destination)
-        if destination.exists():
-            destination.rmdir()
-        partial.replace(destination)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def _unshared(state: Tensors) -> dict[str, torch.Tensor]:

@@ -23,6 +23,8 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
+from openunirl.models import checkpoints
+
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
 PLACEHOLDER, BEGIN_IMAGE, END_IMAGE = "<image_placeholder>", "<begin_of_image>", "<end_of_image>"
 PLAIN_ROLES = ("User", "Assistant")
@@ -36,11 +38,12 @@ SHORTEST_SIDE = 14
 
 
 def read_tokenizer(path: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer in a folder, or beside a file. Errors: ValueError where there is no tokenizer.json."""
+    """The tokenizer in a folder, or beside a file. Errors: ValueError where there is no tokenizer.json, or a damaged
+    one."""
     folder = path if path.is_dir() else path.parent
     if not (folder / "tokenizer.json").exists():
         raise ValueError(f"{folder} holds no tokenizer.json: name a folder that does with --model.tokenizer")
-    return PreTrainedTokenizerFast.from_pretrained(folder)
+    return checkpoints.read_tokenizer(folder, PreTrainedTokenizerFast)
 
 
 def roles_of(name: str, tokenizer: Any) -> tuple[str, str]:

@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from openunirl.config import LoraConfig
-from openunirl.models.checkpoints import read_state
+from openunirl.models.checkpoints import read_state, write_state
 
 FOLDER = "adapter"
 """Where a checkpoint keeps its adapters, beside the merged weights."""
@@ -95,11 +94,7 @@ def save(net: nn.Module, path: Path) -> None:
     """The adapters alone, as peft.PeftModel.from_pretrained reads them."""
     state = {_PREFIX + n.replace(_NAME, "."): v for n, v in net.state_dict().items() if ".lora_" in n}
     path.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {n: v.detach().cpu().contiguous() for n, v in state.items()},
-        path / "adapter_model.safetensors",
-        metadata={"format": "pt"},
-    )
+    write_state(path / "adapter_model.safetensors", state)
     config: Any = net.__dict__.get("peft_config") or next(m for m in net.modules() if hasattr(m, "peft_config"))
     config["default"].save_pretrained(path)
 

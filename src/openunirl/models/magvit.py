@@ -132,7 +132,8 @@ class MagvitConfig:
         try:
             model.load_state_dict(state_dict, assign=True)
         except RuntimeError as error:
-            raise ValueError(f"keys or shapes do not fit the sizes that the others imply, {config}: {error}") from error
+            told = " ".join(" ".join(str(error).splitlines()[1:]).split())
+            raise ValueError(f"keys or shapes do not fit the sizes that the others imply: {told}") from error
         return config
 
 

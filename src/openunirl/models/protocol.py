@@ -9,7 +9,7 @@ Shapes: B images, Q questions, N image tokens, T answer tokens, V codes.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,6 +178,10 @@ class UnifiedModel(Protocol):
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """ValueError naming the first prompt that does not fit the text length."""
+        ...
+
+    def unknown_words(self, texts: Iterable[str]) -> list[str]:
+        """The words that the text tokenizer has no ids for, in order of appearance."""
         ...
 
     def tokenizer_loss(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:

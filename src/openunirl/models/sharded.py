@@ -57,6 +57,11 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def own(tensor: torch.Tensor) -> torch.Tensor:
+    """This process's share of a sharded tensor, any other as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def as_held(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     """A whole tensor of the parameter's shape, sharded as the parameter is."""
     if not isinstance(parameter, DTensor) or value.shape != parameter.shape:

@@ -78,7 +78,8 @@ class Showo(Adapter):
         config = checkpoints.read_config(path)
         own = path.is_dir() and (path / "image_tokenizer.safetensors").exists()
         state = checkpoints.read_state(path, "model" if own else None)
-        sizes = ShowoSizes.from_state_dict(state)
+        with checkpoints.telling(path, "give a folder in Show-o's layout, or get the file again"):
+            sizes = ShowoSizes.from_state_dict(state)
         net = ShowoNet(sizes, attn_implementation=source.attn_implementation)
         checkpoints.load_strictly(net, state, path)
         if not own and (source.image_tokenizer is None or source.tokenizer is None):
@@ -89,16 +90,15 @@ class Showo(Adapter):
         magvit_path = checkpoints.resolve(source.image_tokenizer) if source.image_tokenizer else path
         magvit_state = checkpoints.read_state(magvit_path, None if source.image_tokenizer else "image_tokenizer")
         groups = checkpoints.read_config(magvit_path).get("norm_groups", 32)  # leaves no trace in the weights
-        magvit_config = MagvitConfig.from_state_dict(magvit_state, norm_groups=groups)
+        with checkpoints.telling(magvit_path, "get the image tokenizer again, or name one: --model.image-tokenizer"):
+            magvit_config = MagvitConfig.from_state_dict(magvit_state, norm_groups=groups)
         magvit = Magvit(magvit_config)
         checkpoints.load_strictly(
             magvit, magvit_state, magvit_path, optional=("quantize.embedding", "quantize.power_vals")
         )
-        words = AutoTokenizer.from_pretrained(
-            checkpoints.resolve(source.tokenizer) if source.tokenizer else path / "tokenizer"
-        )
+        place = checkpoints.resolve(source.tokenizer) if source.tokenizer else path / "tokenizer"
         prompting = Prompting(
-            words,
+            checkpoints.read_tokenizer(place, AutoTokenizer),
             num_codes=magvit_config.codebook_size,
             max_text_len=source.max_text_len or config.get("max_text_len", 128),
         )

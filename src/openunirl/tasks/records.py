@@ -25,6 +25,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from openunirl.disk import naming
 from openunirl.tasks.geneval import COLORS, RELATIONS
 from openunirl.types import Prompt, Question
 
@@ -48,14 +49,14 @@ def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]])
     """Write one JSON object a line, ASCII, atomically: readers see the old file or the whole new one, never a part.
 
     A symbolic link stays one; its target is replaced. ValueError "row 3: ..." for a row that read_jsonl would refuse,
-    before anything is written. OSError as the file system raises it; the old file is then left as it was. No rows give
+    before anything is written. OSError that names the file; the old one is then left as it was. No rows give
     an empty file, which read_jsonl refuses.
     """
     lines = [_line(number, row) for number, row in enumerate(rows, start=1)]
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
-        with open(temporary, "x", encoding="ascii", newline="\n") as file:
+        with naming(target, instead_of=temporary), open(temporary, "x", encoding="ascii", newline="\n") as file:
             file.writelines(lines)
             file.flush()
             os.fsync(file.fileno())

@@ -1,0 +1,111 @@
+"""A model folder in which something is missing or wrong: one sentence that names it, and the fix."""
+
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from openunirl.cli import main
+from openunirl.models.protocol import load_model
+from openunirl.models.tiny import build
+from openunirl.tasks import shapes
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    for name in ("tiny-showo", "tiny-janus"):
+        build(name, shapes.vocabulary(), seed=1).save(folder / name)
+    return folder
+
+
+def change(file, edit):
+    """Edits one file of weights."""
+
+    def damage(folder):
+        state = load_file(folder / file)
+        edit(state)
+        save_file(state, folder / file)
+
+    return damage
+
+
+def poison(state, name, value):
+    state[name].view(-1)[3] = value
+
+
+@pytest.mark.parametrize(
+    ("model", "damage", "words"),
+    [
+        (
+            "tiny-showo",
+            change("image_tokenizer.safetensors", lambda state: state.pop("decoder.conv_out.bias")),
+            "decoder.conv_out.bias.*get the image tokenizer again, or name one: --model.image-tokenizer",
+        ),
+        (
+            "tiny-showo",
+            change("image_tokenizer.safetensors", lambda state: state.pop("encoder.conv_in.weight")),
+            "encoder.conv_in.weight.*--model.image-tokenizer",
+        ),
+        (
+            "tiny-showo",
+            change("model.safetensors", lambda state: state.pop("showo.lm_head.bias")),
+            "missing: showo.lm_head.bias.*get them again",
+        ),
+        (
+            "tiny-showo",
+            change("model.safetensors", lambda state: state.pop("showo.model.embed_tokens.weight")),
+            "not a Show-o checkpoint: .*embed_tokens.*get the file again",
+        ),
+        (
+            "tiny-showo",
+            lambda f: shutil.rmtree(f / "tokenizer"),
+            "no tokenizer folder .*/tokenizer: .*--model.tokenizer",
+        ),
+        (
+            "tiny-showo",
+            lambda f: [path.unlink() for path in (f / "tokenizer").iterdir()],
+            "/tokenizer holds no tokenizer that can be read .*--model.tokenizer",
+        ),
+        (
+            "tiny-showo",
+            lambda f: (f / "tokenizer" / "tokenizer.json").write_text("{"),
+            "/tokenizer holds no tokenizer that can be read .*--model.tokenizer",
+        ),
+        (
+            "tiny-janus",
+            lambda f: (f / "tokenizer.json").write_text("{"),
+            "holds no tokenizer that can be read .*--model.tokenizer",
+        ),
+        (
+            "tiny-janus",
+            change("model.safetensors", lambda state: state.pop("lm_head.weight")),
+            "missing: lm_head.weight.*get them again",
+        ),
+    ],
+)
+def test_what_is_missing_is_named_with_the_fix(models, tmp_path, model, damage, words):
+    folder = shutil.copytree(models / model, tmp_path / "copy")
+    damage(folder)
+    with pytest.raises(ValueError, match=words) as told:
+        load_model(folder)
+    assert str(folder) in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "file", "name"),
+    [
+        ("tiny-showo", "model.safetensors", "showo.lm_head.weight"),
+        ("tiny-showo", "image_tokenizer.safetensors", "decoder.conv_in.weight"),
+        ("tiny-janus", "model.safetensors", "lm_head.weight"),
+    ],
+)
+def test_weights_that_are_no_numbers_are_not_evaluated(models, tmp_path, capsys, model, file, name):
+    for value in (torch.nan, torch.inf):
+        folder = shutil.copytree(models / model, tmp_path / f"{value}")
+        change(file, lambda state, value=value: poison(state, name, value))(folder)
+        assert main(["evaluate", str(folder), "--output-dir", str(tmp_path / "out")]) == 1
+        told = capsys.readouterr().err
+        assert f"the weight {name} of {folder} is not finite" in told and told.count("\n") == 1, told
+        assert not (tmp_path / "out").exists()
