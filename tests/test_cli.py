@@ -133,7 +133,8 @@ def test_without_resume_a_run_directory_is_not_read(handlers, tmp_path):
 
 def test_pretrain(handlers, capsys):
     assert main(["pretrain", "tiny-showo", "--steps", "5", "--image-tokenizer", "runs/b", "--seed", "2"]) == 0
-    (config,), _ = handlers.pretrain
+    (config, command), _ = handlers.pretrain
+    assert command == "openunirl pretrain tiny-showo --steps 5 --image-tokenizer runs/b --seed 2"
     assert config == PretrainConfig(name="tiny-showo", steps=5, image_tokenizer="runs/b", seed=2)
     assert capsys.readouterr().out == "runs/made\n"
 

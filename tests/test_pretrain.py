@@ -42,6 +42,8 @@ def test_pretraining_repeats_itself_and_continues(tmp_path):
     row = json.loads((tmp_path / "a" / "pretrain.jsonl").read_text())
     assert row["step"] == 3 and {"drawing", "understanding"} <= row.keys()
     onwards = trained(tmp_path / "d", start_from=str(tmp_path / "a"), seed=2)
+    chain = json.loads((tmp_path / "d" / "pretrain.json").read_text())
+    assert chain["started_from"] == told and told["started_from"] is None and "seed=2" in chain["command"]
     for a, b in zip(first.image_tokenizer.parameters(), onwards.image_tokenizer.parameters(), strict=True):
         assert torch.equal(a, b)
     assert sum(p.stat().st_size for p in (tmp_path / "a").glob("*.safetensors")) <= 8e6

@@ -151,7 +151,7 @@ def pretrain(argv: list[str]) -> None:
         raise UsageError(unknown("tiny model", config.name, TINY))
     from openunirl.pretrain import pretrain as handler
 
-    print(handler(config))
+    print(handler(config, shlex.join(["openunirl", "pretrain", *argv])))
 
 
 COMMANDS: dict[str, Command] = {

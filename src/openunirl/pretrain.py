@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from openunirl.evaluation.run import evaluate, to_pixels
 from openunirl.models.protocol import PretrainBatch, UnifiedModel, load_model
 from openunirl.models.tiny import build
 from openunirl.optim import build_optimizer, fast_dtype, lr_factor
+from openunirl.presets import bundled
 from openunirl.provenance import about
 from openunirl.tasks import shapes, shapes_examples
 from openunirl.tasks.shapes_oracle import CELL
@@ -39,8 +41,9 @@ from openunirl.types import ImageQuestion, Images, ImageSampling, Prompt
 SETTLING = 512  # pictures on which a trained image tokenizer's codes are counted
 
 
-def pretrain(config: PretrainConfig) -> Path:
-    """Trains and saves; returns the folder.
+def pretrain(config: PretrainConfig, command: str | None = None) -> Path:
+    """Trains and saves; returns the folder. Its pretrain.json holds `command`, the configuration, and under
+    "started_from" the pretrain.json of the weights that it continued from, and so on: how to make it again.
 
     Errors: ValueError for values that cannot work and for a folder that exists and is not empty; OSError that names
     what a full disk refused: what was saved before is whole, and nothing else is there.
@@ -66,10 +69,19 @@ def pretrain(config: PretrainConfig) -> Path:
         train_model(model, config, progress, output)
     _save_into(output, model)
     told = asdict(config) | {"question_weights": question_weights(config), "dtype": str(fast_dtype())}
-    told |= about("openunirl pretrain " + config.name)
+    told |= about(command or f"pretrain({config})") | {"started_from": _origin(config.start_from)}
     with whole(output / "pretrain.json") as partial:
         partial.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     return output
+
+
+def _origin(start_from: str | None) -> dict[str, Any] | str | None:
+    """The pretrain.json of a model folder or of the run that it is a step of; else the name as it was given."""
+    if start_from is None:
+        return None
+    folder = Path(bundled(start_from) or start_from)
+    found = [place / "pretrain.json" for place in (folder, folder.parent) if (place / "pretrain.json").is_file()]
+    return json.loads(found[0].read_text(encoding="utf-8")) if found else start_from
 
 
 def _save_into(output: Path, model: UnifiedModel) -> None:
