@@ -11,7 +11,7 @@ from openunirl.cli import main
 from openunirl.compare import write_comparison
 from openunirl.evaluation.paired import RATES, change, imbalance_changes, mcnemar, sign_flip
 from openunirl.report import write_report
-from test_report import AFTER, BEFORE, Page, _references, _rows, _write, _write_side
+from report_runs import AFTER, BEFORE, Page, references, report_rows, write, write_side
 
 
 def test_mcnemar_by_hand():
@@ -79,7 +79,7 @@ def test_imbalance_changes():
 
 def evaluation(folder, right, seed=2):
     """A folder as `evaluate` writes it."""
-    _write_side(folder, "after", _rows(right, 0.3, seed), _references(2))
+    write_side(folder, "after", report_rows(right, 0.3, seed), references(2))
     (folder / "evaluation" / "after").rename(folder / "moved")
     summary = (folder / "evaluation" / "after.json").read_text()
     shutil.rmtree(folder / "evaluation")
@@ -111,9 +111,9 @@ def test_evaluations_side_by_side(tmp_path, capsys):
 
 def test_runs_bring_their_base_and_their_curves(tmp_path):
     for name, right in (("x", AFTER), ("y", BEFORE)):
-        _write_side(tmp_path / name, "before", _rows(BEFORE, 0.3, 1), _references(2))
-        _write_side(tmp_path / name, "after", _rows(right, 0.3, 2), _references(2))
-        _write(tmp_path / name / "metrics.jsonl", [{"step": s, "reward": s / 9} for s in range(1, 9)])
+        write_side(tmp_path / name, "before", report_rows(BEFORE, 0.3, 1), references(2))
+        write_side(tmp_path / name, "after", report_rows(right, 0.3, 2), references(2))
+        write(tmp_path / name / "metrics.jsonl", [{"step": s, "reward": s / 9} for s in range(1, 9)])
     told = Page(write_comparison([tmp_path / "x", tmp_path / "y"], tmp_path / "page.html"))
     assert [row for row in told.rows["comparison"][0]] == ["", "x, before", "x", "y"]
     assert told.source.count('class="panel"') == 1 and "x from 0.111 to 0.889; y from" in told.source
@@ -139,7 +139,7 @@ def test_nothing_to_compare(tmp_path, capsys):
 
 
 def test_one_run_still_gets_its_own_report(tmp_path, capsys):
-    _write_side(tmp_path / "x", "after", _rows(AFTER, 0.3, 2), _references(2))
+    write_side(tmp_path / "x", "after", report_rows(AFTER, 0.3, 2), references(2))
     assert main(["report", str(tmp_path / "x")]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'x' / 'report.html'}\n"
     assert write_report(tmp_path / "x").exists()

@@ -2,13 +2,13 @@
 
 from openunirl.compare import write_comparison
 from openunirl.report import write_report
-from test_report import AFTER, Page, _references, _rows, _write, _write_side
+from report_runs import AFTER, Page, references, report_rows, write, write_side
 
 
 def make_run(folder, rollout):
     folder.mkdir(exist_ok=True)
-    _write(folder / "metrics.jsonl", [{"step": s, "reward": 0.5, "frac_reward_zero_std": 1.0} for s in range(1, 5)])
-    _write(
+    write(folder / "metrics.jsonl", [{"step": s, "reward": 0.5, "frac_reward_zero_std": 1.0} for s in range(1, 5)])
+    write(
         folder / "config.json", [{"rollout": rollout, "reward": {"sources": ["self"]}, "resumed": ["train --resume"]}]
     )
     return folder
@@ -27,7 +27,7 @@ def test_groups_of_one_and_pictures_of_the_base_are_told_as_what_they_are(tmp_pa
 def test_a_comparison_says_whose_pictures_were_rewarded(tmp_path):
     runs = [make_run(tmp_path / who, {"drawn_by": who}) for who in ("policy", "base")]
     for run in runs:
-        _write_side(run, "after", _rows(AFTER, 0.3, 2), _references(3))
+        write_side(run, "after", report_rows(AFTER, 0.3, 2), references(3))
     page = write_comparison(runs, tmp_path / "comparison.html").read_text(encoding="utf-8")
     told = "the base drew its training pictures, which its reward in training is about"
     assert f"base: {told}" in page and f"policy: {told}" not in page and "Self-reward in training" not in page
