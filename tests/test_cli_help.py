@@ -4,7 +4,6 @@ import dataclasses
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -94,14 +93,12 @@ def test_nothing_heavy_is_imported_before_the_command_line_is_read():
     assert done.stderr.endswith("[0, 0, 2, 2] []\n"), done.stderr
 
 
-def test_help_is_fast():
-    def seconds():
-        start = time.perf_counter()
-        done = run("-m", "openunirl.cli", "--help")
-        assert done.returncode == 0 and "train PRESET" in done.stdout and done.stderr == ""
-        return time.perf_counter() - start
-
-    assert min(seconds() for _ in range(3)) < 1.0  # the best of three: other work may share the cores
+def test_help_loads_nothing_heavy():
+    code = "import sys; from openunirl.cli import main; main(['--help']); print(*sys.modules)"
+    done = run("-c", code)
+    assert done.returncode == 0 and "train PRESET" in done.stdout and done.stderr == ""
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert not loaded & {"torch", "transformers", "accelerate", "tensorboard"}
 
 
 def test_exit_code_and_sentence_of_the_module():

@@ -75,11 +75,11 @@ def test_prompts_that_were_trained_on_are_told_apart(run: Path) -> None:
     unseen = summary["geneval"]["unseen"]
     assert (unseen["n"], unseen["correct"]) == (len(rest), sum(row["correct"] for row in rest))
     assert summary["geneval"]["tasks"]["counting"]["trained_prompts"] == len(counted)
-    assert "prompts not trained on" not in Page(write_report(run)).body
+    assert "new prompts" not in Page(write_report(run)).body
     for when in ("before", "after"):
         (run / "evaluation" / f"{when}.json").write_text(json.dumps(summary))
     page = Page(write_report(run))
-    assert f"counting {len(counted)} of {len(counted)}" in page.body and "prompts not trained on" in page.body
+    assert f"counting {len(counted)} of {len(counted)}" in page.body and "new prompts" in page.body
 
 
 def test_changes_average_the_images_of_a_prompt_and_weigh_tasks_equally() -> None:
@@ -148,5 +148,12 @@ def test_summary_table(run: Path) -> None:
     assert lines["counting"] == ["counting", "25.0", "(9..53)", "66.7", f"({low}..{high})", "+41.7", "12", "4"]
     assert lines["Collusion gap"][2] == f"{100 * before['collusion_gap']:.1f}" and lines["Collusion gap"][-2] == "36"
     assert {"[red]odd", "Drawing (GenEval)", "Understanding", "Self-reward", "Imbalance score"} <= lines.keys()
+    for side in (before, after):  # as wide as they get
+        side["geneval"]["unseen"] = side["geneval"]["tasks"]["counting"]
+        rates = side["imbalance"]["intervals"].values()
+        for part in (*rates, side["self_reward_interval"]):
+            part |= {"n": 1234, "distinct_prompts": 553}
+    console.print(summary_table(before, after))
+    assert "…" not in console.export_text(clear=False)
     console.print(summary_table({}, after))
     assert re.search(r"Drawing \(GenEval\) +- +69\.4 \(\d+\.\.\d+\) +- +36", console.export_text())

@@ -129,7 +129,7 @@ def by_task(what: str, before: Any, after: Any, paired: Mapping[tuple[str, str],
         lines += [line(task_name(tag), levels, paired.get((what, tag)), prompts=prompts)] if any(levels) else []
     unseen = [get(side, what, "unseen") for side in (before, after)]
     if any(0 < (get(part, "n") or 0) < get(before or after, what, "n") for part in unseen):
-        lines.insert(-1, line("prompts not trained on", [level(part) for part in unseen]))
+        lines.insert(-1, line("new prompts", [level(part) for part in unseen]))
     return lines
 
 
@@ -186,7 +186,7 @@ def summary_table(before: dict[str, Any], after: dict[str, Any] | None = None) -
     tasks = [(line, "  ") for line in by_task("geneval", before, after or {}, {})[:-1]]
     rest = [(lines[key], "") for key in ("understanding", "self_reward", "imbalance", "gap")]
     title = "before and after training, in %" if after is not None else "in %"
-    table = Table(title=f"{title} (95 % interval)", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=f"{title} (95 % interval)", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     columns = ("", "before", "after", "diff") if after is not None else ("", "share")
     for heading in (*columns, "n", "prompts"):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
