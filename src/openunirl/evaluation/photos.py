@@ -104,7 +104,7 @@ def evaluate_photos(
     )
     drawing = drawing_settings(model, [prompt_row(p) for p in prompts], seed=seed, sampling=config.sampling)
     settings = {
-        "references": str(references.resolve()) if references else "",
+        "references": references is not None,  # which ones is compared by content, in reference-scores
         "llm_judge": llm_judge,
         "max_new_tokens": config.max_new_tokens,
     }
