@@ -15,6 +15,9 @@ from typing import Any, Literal
 
 from openunirl.types import ImageSampling
 
+META_DETECTOR = "facebook/mask2former-swin-small-coco-instance"
+OPENAI_CLIP = "openai/clip-vit-large-patch14"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -258,6 +261,20 @@ class EvalConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PhotosConfig:
+    """Who judges photographs, in a run's evaluations and as its reward "detector". For the world geneval."""
+
+    detector_weights: str | None = META_DETECTOR
+    """Mask2Former of COCO's 80 things in transformers' layout: folder or hub id; read only where an evaluation or the
+    reward "detector" asks for it. None: there is no detector, so what the run draws is not scored."""
+    color_weights: str = OPENAI_CLIP
+    """CLIP in transformers' layout: folder or hub id."""
+    references: str | None = None
+    """Folder of reference pictures in GenEval's layout, of any source; those that the detector calls right are asked
+    about. None: understanding is not measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One training run, whole."""
 
@@ -277,6 +294,7 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    photos: PhotosConfig = field(default_factory=PhotosConfig)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -22,9 +22,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from openunirl import checkpoint
 from openunirl.config import RunConfig, to_dict
-from openunirl.distributed import Processes
+from openunirl.distributed import Processes, device_of_process
 from openunirl.evaluation.files import write_evaluation, write_summary
-from openunirl.evaluation.run import Evaluation, evaluate
+from openunirl.evaluation.run import Evaluation, evaluate, no_evaluation
 from openunirl.losses import Stats
 from openunirl.metrics import JsonlTracker
 from openunirl.models.protocol import UnifiedModel, load_model
@@ -34,8 +34,8 @@ from openunirl.report import read_side, write_report
 from openunirl.report_numbers import collusion_verdict, detector_notice, paired_changes, summary_table
 from openunirl.rewards import Rewards, check_sources
 from openunirl.rollout import Rollout
-from openunirl.tasks.records import read_prompts
-from openunirl.tasks.worlds import WORLDS, World
+from openunirl.run_world import not_measured, open_world, prompts_of_run
+from openunirl.tasks.worlds import World
 from openunirl.types import Prompt
 from openunirl.validate import check
 
@@ -61,8 +61,6 @@ class Run:
     @classmethod
     def open(cls, config: RunConfig, *, resume: bool, command: str) -> Run:
         check(config)
-        world = WORLDS[config.world]()
-        check_sources(config.reward, world)
         folder = Path(config.output_dir)
         if folder.exists() and any(folder.iterdir()) and not resume:
             raise ValueError(
@@ -70,11 +68,8 @@ class Run:
             )
         if resume and not (folder / "config.json").exists():
             raise ValueError(f"{folder} is no run directory (it has no config.json): start it without --resume")
-        if config.eval.num_prompts and world.judge is None:
-            raise ValueError(
-                f"the world {config.world} has no detector in training: train with --eval.num-prompts 0, and "
-                "score checkpoints with openunirl evaluate"
-            )
+        world = open_world(config, device_of_process())
+        check_sources(config.reward, world)
         model = load_model(config.model)
         set_up(model, config)
         point = checkpoint.saved(folder)[-1] if resume and checkpoint.saved(folder) else None
@@ -84,7 +79,8 @@ class Run:
             model.load_reference(point)
         trackers: list[Any] = [JsonlTracker(folder / "metrics.jsonl", done), *config.train.report_to]
         processes = Processes(config.train.mixed_precision, trackers, folder, config.train.shard)
-        prompts = _prompts_of_run(config, world, processes.count)
+        prompts = prompts_of_run(config, world, processes.count)
+        left_out = not_measured(config, world, prompts)
         model.check_prompts([prompt.prompt for prompt in prompts])
         optim = config.optim
         optimizer = processes.prepare(
@@ -104,7 +100,7 @@ class Run:
             _write_config(folder / "config.json", config, command)
         processes.wait()
         processes.accelerator.init_trackers("tensorboard")
-        return cls(
+        run = cls(
             config=config,
             folder=folder,
             model=model,
@@ -114,6 +110,9 @@ class Run:
             first_step=done + 1,
             prompts=prompts,
         )
+        for sentence in left_out if processes.is_main else ():
+            run.console.print(sentence, highlight=False, soft_wrap=True)
+        return run
 
     def finish(self) -> Path:
         """Writes the report and says how the run went."""
@@ -255,9 +254,13 @@ class Run:
 
     # -------------------------------------------------------------------------------------------- evaluation
 
+    @property
+    def _evaluates(self) -> bool:
+        return bool(self.config.eval.num_prompts) and self.world.judge is not None
+
     def evaluate_base(self) -> None:
         """The base on held-out prompts, once per run."""
-        if self.config.eval.num_prompts and not self._summary("before"):
+        if self._evaluates and not self._summary("before"):
             if self.model.base_moved:
                 raise ValueError(
                     f"{self.folder} has no evaluation of its base, which has followed the policy since: continue it "
@@ -269,7 +272,7 @@ class Run:
     def evaluate_tuned(self) -> None:
         """The tuned model on the same prompts, again where a resumed run went further."""
         last, known = self.config.train.max_steps, self._summary("after")
-        if self.config.eval.num_prompts and not (known and known["step"] == last):
+        if self._evaluates and not (known and known["step"] == last):
             self._evaluate_in_full("after", step=last)
 
     def _evaluate_in_full(self, name: str, step: int) -> None:
@@ -279,13 +282,15 @@ class Run:
             config.split, max(config.num_references, config.num_prompts), self.config.seed
         )
         result = self._evaluate(name, prompts, references, step=step, split=config.split)
+        if self.world.found is not None and step == 0 and (why := no_evaluation(result)):
+            raise ValueError(f"the evaluation before training: {why}; --eval.num-prompts 0 trains without it")
         if self.processes.is_main:
             write_evaluation(self.folder / "evaluation", name, result, prompts)
 
     def evaluate_if_due(self, step: int) -> None:
         """A cheap look at validation prompts, logged under eval/."""
         every = self.config.train.eval_steps
-        if not every or step % every:
+        if not every or step % every or self.world.judge is None:
             return
         prompts = self.world.evaluation_prompts("validation", self.config.eval.during_prompts, self.config.seed)
         summary = self._evaluate(f"step {step}", prompts, prompts, step=step, split="validation").summary
@@ -295,11 +300,12 @@ class Run:
             "eval/self_reward": summary["self_reward"],
             "eval/collusion_gap": summary["collusion_gap"],
         }
-        self.processes.accelerator.log(told, step=step)
+        self.processes.accelerator.log({k: value for k, value in told.items() if value is not None}, step=step)
         if self.processes.is_main:
             write_summary(self.folder / "evaluation", f"step-{step:06d}", summary)
 
     def _evaluate(self, name: str, prompts: list[Prompt], references: list[Prompt], **about: Any) -> Evaluation:
+        about |= {"detector": dict(self.world.judged_by)} if self.world.judged_by else {}
         status = None if self.progress else self.console.status(f"evaluation: {name}")
         if status:
             status.start()
@@ -368,15 +374,6 @@ class StepGuard:
                 f"is being trained; the run stopped. Its last checkpoint is {last_checkpoint}. Check that the weights "
                 "require gradients and that --optim.lr and --loss are what you meant"
             )
-
-
-def _prompts_of_run(config: RunConfig, world: World, processes: int) -> list[Prompt]:
-    """Every prompt of the run in order: from a file, gone round, or from the world."""
-    count = config.train.max_steps * config.rollout.num_prompts * processes
-    if config.prompt_file is None:
-        return world.training_prompts(count, config.seed)
-    own = read_prompts(config.prompt_file)
-    return [own[i % len(own)] for i in range(count)]
 
 
 def _write_config(path: Path, config: RunConfig, command: str) -> None:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from openunirl.evaluation.judges import JUDGES, META_DETECTOR, OPENAI_CLIP
+from openunirl.config import META_DETECTOR, OPENAI_CLIP
+from openunirl.evaluation.judges import JUDGES
 from openunirl.flags import UsageError, parse
 
 if TYPE_CHECKING:
