@@ -282,7 +282,8 @@ class RunConfig:
     world: Literal["shapes", "geneval"] = "shapes"
     """Where prompts, answer matching, reference images and the evaluation's detector come from."""
     prompt_file: str | None = None
-    """Train on the prompts of this JSONL file (GenEval's fields plus question and answer) instead of the world's."""
+    """Train on the prompts of this JSONL file (GenEval's fields plus question and answer) instead of the world's. In
+    the world geneval, records without a question get ours."""
     output_dir: str = "runs/latest"
     """Run directory; it must not exist unless --resume is given."""
     seed: int = 0

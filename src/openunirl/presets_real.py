@@ -15,8 +15,8 @@ Sources, each read in the authors' repositories:
 * Answers: greedy, at most 100 tokens (showlab/UniRL, inference_mmu_t2i.py: top_k=1, max_new_tokens=100).
 * Training (UniRL, arXiv 2505.23380): learning rate 1e-5; groups of 3 (Show-o) and 8 (Janus) images; SFT: one image per
   prompt, end-to-end. Everything else about training is not published and ours: steps, prompts per process, answers of
-  32 tokens, the KL's weight, 2 scored steps of a trajectory, one image per backward pass. Evaluations before, during and
-  after training want a detector (config.PhotosConfig), and are left out with --photos.detector-weights None.
+  32 tokens, the KL's weight, 2 scored steps of a trajectory, one image per backward pass. Evaluations before,
+  during and after training want a detector (config.PhotosConfig); --photos.detector-weights None leaves them out.
 No real weights have been run with these settings yet (docs/evaluation.md).
 """
 

@@ -13,7 +13,7 @@ import dataclasses
 import torch
 
 from openunirl.config import RunConfig
-from openunirl.tasks.geneval import TRAINING_OBJECTS, training_prompts
+from openunirl.tasks.geneval import TRAINING_OBJECTS, training_prompts, with_question
 from openunirl.tasks.records import read_prompts
 from openunirl.tasks.worlds import WORLDS, World
 from openunirl.types import Prompt
@@ -75,4 +75,6 @@ def prompts_of_run(config: RunConfig, world: World, processes: int) -> list[Prom
     if config.prompt_file is None:
         return world.training_prompts(count, config.seed)
     own = read_prompts(config.prompt_file)
+    if config.world == "geneval":
+        own = [with_question(prompt) for prompt in own]
     return [own[i % len(own)] for i in range(count)]

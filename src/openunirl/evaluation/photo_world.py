@@ -22,7 +22,7 @@ from openunirl.config import PhotosConfig
 from openunirl.evaluation.geneval import judge_pictures
 from openunirl.evaluation.image_folder import Picture, check_names, read_folder, read_picture
 from openunirl.evaluation.judges import JUDGES
-from openunirl.tasks.geneval import questions_for
+from openunirl.tasks.geneval import with_question
 from openunirl.tasks.worlds import Found, World
 from openunirl.types import Judge, Prompt
 
@@ -96,10 +96,3 @@ def placed(prompts: Sequence[Prompt]) -> Callable[[Prompt, int], tuple[int, Prom
         return (len(prompts) + number, with_question(own)) if index is None else (index, prompts[index])
 
     return place
-
-
-def with_question(prompt: Prompt) -> Prompt:
-    """The prompt, with our questions where its record has none of its own."""
-    if prompt.questions:
-        return prompt
-    return dataclasses.replace(prompt, questions=questions_for(prompt.tag, prompt.include))

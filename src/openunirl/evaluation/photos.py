@@ -33,7 +33,7 @@ from openunirl.evaluation.image_scores import append_rows, mend
 from openunirl.evaluation.images_command import score_folder
 from openunirl.evaluation.imbalance import accuracy
 from openunirl.evaluation.llm_judge import judge_answers
-from openunirl.evaluation.photo_world import placed, with_question
+from openunirl.evaluation.photo_world import placed
 from openunirl.evaluation.run import summarize_rows
 from openunirl.generate import (
     check_folder,
@@ -48,6 +48,7 @@ from openunirl.generate import (
 from openunirl.models.protocol import UnifiedModel, load_model
 from openunirl.provenance import about
 from openunirl.report_numbers import imbalance_table, summary_table
+from openunirl.tasks.geneval import with_question
 from openunirl.tasks.records import prompt_row, read_jsonl, read_prompts, write_jsonl
 from openunirl.tasks.worlds import WORLDS
 from openunirl.types import AnswerSampling, Prompt

@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -101,6 +102,13 @@ def questions_for(tag: str, include: Sequence[Mapping[str, Any]]) -> tuple[Quest
         return tuple(Question(question=question, answer=answer) for question, answer in _ASK[tag](*include))
     except (AttributeError, IndexError, KeyError, TypeError):
         raise ValueError(f"include {list(include)!r} does not describe a {tag} scene as GenEval does") from None
+
+
+def with_question(prompt: Prompt) -> Prompt:
+    """The prompt, with our questions where its record has none of its own."""
+    if prompt.questions:
+        return prompt
+    return replace(prompt, questions=questions_for(prompt.tag, prompt.include))
 
 
 def _ask_single_object(thing):
