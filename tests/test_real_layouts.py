@@ -62,6 +62,8 @@ class Chain:
     """0: the family has none."""
     layouts: tuple = ()
     """The layouts that the GRPO checkpoint is converted to, one after the other."""
+    evaluated: int = 0
+    """Prompts of the GRPO run's own evaluations."""
 
     def steps(self, section):
         return [f"--{section}.num-timesteps", self.timesteps] if self.timesteps else []
@@ -81,7 +83,7 @@ class Chain:
         else:
             flags += ["--photos.detector-weights", parts / "mask2former", "--photos.color-weights", parts / "clip"]
             flags += ["--reward.sources", "self", "detector", "--prompt-file", parts / "prompts.jsonl"]
-            flags += ["--eval.num-prompts", 1, "--eval.max-new-tokens", 3, "--train.eval-steps", 0]
+            flags += ["--eval.num-prompts", self.evaluated, "--eval.max-new-tokens", 3, "--train.eval-steps", 0]
             flags += self.steps("eval.sampling")
         run(*flags, "--train.max-steps", 1)
         run("train", "--output-dir", out, "--resume", "--train.max-steps", 2)
@@ -89,6 +91,7 @@ class Chain:
         assert [row["step"] for row in rows] == [1, 2]
         if method == "grpo":
             assert all("rewards/detector/mean" in row for row in rows)
+        if method == "grpo" and self.evaluated:
             after = json.loads((out / "evaluation" / "after.json").read_text())
             assert after["step"] == 2 and after["label"].startswith("GenEval protocol, weights ")
         return out / "checkpoints" / "step-000002"
@@ -128,8 +131,11 @@ def pipeline(tmp_path, parts, chain):
     assert told[0]["understanding"]["n"] == 0 and all(summary["understanding"]["n"] > 0 for summary in told[1:])
     assert told[1]["imbalance"]["own_images"].keys() == told[1]["imbalance"]["reference_images"].keys()
     page = tmp_path / "comparison.html"
-    run("report", *folders, tmp_path / "grpo", "--output", page)
-    assert "grpo-scores" in page.read_text() and "<img" in page.read_text()
+    run("report", *folders, "--output", page)
+    assert "grpo-scores" in page.read_text() and page.read_text().count("<img") == len(NAMES) * len(folders)
+    run("report", tmp_path / "grpo")
+    run("report", tmp_path / "grpo", tmp_path / "sft", "--output", page)
+    assert "grpo" in page.read_text() and "<svg" in page.read_text()
 
 
 @pytest.mark.parametrize(("name", "tokens"), [("showo-256", 256), ("showo-512", 1024)])
@@ -144,6 +150,7 @@ def test_showo(tmp_path, parts, name, tokens):
             model=("--model.image-tokenizer", parts / "magvitv2", "--model.tokenizer", parts / "phi-1_5"),
             timesteps=2,
             layouts=("hf", "official"),
+            evaluated=1,
         ),
     )
 
