@@ -84,7 +84,7 @@ def test_the_detector_judges_before_during_and_after_and_rewards(parts, tmp_path
 
 def test_without_references_understanding_is_not_measured(parts, tmp_path, capsys):
     out = tmp_path / "run"
-    train(parts, out)
+    train(parts, out, "--eval.num-prompts", 1, "--train.eval-steps", 0, "--train.max-steps", 1)
     assert "understanding is not measured in this run" in capsys.readouterr().err
     assert summary(out, "after")["understanding"]["n"] == 0 and (out / "report.html").exists()
 
