@@ -87,8 +87,9 @@ def save_magvit(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-def save_janus(folder: Path, *, seed: int = 0) -> Path:
-    """deepseek-ai/Janus-Pro-1B: 102400 rows, 16384 codes of 8 dimensions, 384 pixels, 576 tokens, two shards."""
+def save_janus(folder: Path, *, seed: int = 0, tagged: bool = True) -> Path:
+    """deepseek-ai/Janus-Pro-1B, or, without tokens for roles (`tagged`), deepseek-ai/Janus-1.3B: 102400
+    rows, 16384 codes of 8 dimensions, 384 pixels, 576 tokens, two shards."""
     folder.mkdir(parents=True)
     torch.manual_seed(seed)
     text = {"model_type": "llama", "vocab_size": JANUS_ROWS, "hidden_size": 16, "intermediate_size": 32}
@@ -107,6 +108,6 @@ def save_janus(folder: Path, *, seed: int = 0) -> Path:
     pixels = {"image_processor_type": "VLMImageProcessor", "image_size": 384, "image_mean": [0.5, 0.5, 0.5]}
     (folder / "preprocessor_config.json").write_text(json.dumps(pixels))
     named = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD, "tokenizer_class": "LlamaTokenizerFast"}
-    added = [BOS, EOS, PAD, *TAGGED_ROLES, PLACEHOLDER, BEGIN_IMAGE, END_IMAGE]
+    added = [BOS, EOS, PAD, *(TAGGED_ROLES if tagged else ()), PLACEHOLDER, BEGIN_IMAGE, END_IMAGE]
     _save_words(folder, DEEPSEEK_WORDS, added, named)
     return folder

@@ -182,7 +182,11 @@ def test_results_of_something_else_are_refused(folder, tmp_path, capsys):
     call(folder, tmp_path / "out")
     draw(tmp_path / "others", seed=1)
     err = refused(capsys, tmp_path / "others", tmp_path / "out")
-    assert "was made with images" in err and "choose another --output-dir" in err and not no_summary(tmp_path / "out")
+    assert (
+        "was made with the pictures of" in err
+        and "choose another --output-dir" in err
+        and not no_summary(tmp_path / "out")
+    )
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "results.jsonl").write_text("{}\n")
     assert "holds no settings.json" in refused(capsys, folder, tmp_path / "mine")

@@ -210,7 +210,7 @@ def test_refusals(call, base, judges, tmp_path, capsys):
     assert "asks for 'circle', which the detector" in refused(prompts=circle(tmp_path))
     shutil.rmtree(out)
     call(out)
-    assert 'was made with references ""' in refused("--references", base / "evaluation")
+    assert "was made with references false, not true" in refused("--references", base / "evaluation")
     assert "was made with max_new_tokens 8, not 3" in refused("--max-new-tokens", 3)
     assert "was made with seed 0, not 1" in refused("--seed", 1)
     assert "holds no settings.json" in refused("--output-dir", judges)

@@ -309,7 +309,7 @@ def test_sources_that_cannot_work_are_named(module, sources, weights, words):
 
 
 def test_a_world_without_a_detector_cannot_reward_with_it():
-    with pytest.raises(ValueError, match="GenEval has no detector yet"):
+    with pytest.raises(ValueError, match=r"GenEval has no detector; give --photos\.detector-weights"):
         check_sources(RewardConfig(sources=("detector",)), WORLDS["geneval"]())
 
 

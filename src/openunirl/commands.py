@@ -15,9 +15,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from openunirl.config import EvalConfig, ModelConfig
+from openunirl.config import META_DETECTOR, OPENAI_CLIP, EvalConfig, ModelConfig
 from openunirl.evaluation.images_command import evaluate_images
-from openunirl.evaluation.judges import META_DETECTOR, OPENAI_CLIP
 from openunirl.flags import FLAT, HELP, UsageError, parse, unknown
 from openunirl.presets import BUNDLED, bundled
 from openunirl.presets_real import PUBLISHED, KnownModel

@@ -15,6 +15,9 @@ from typing import Any, Literal
 
 from openunirl.types import ImageSampling
 
+META_DETECTOR = "facebook/mask2former-swin-small-coco-instance"
+OPENAI_CLIP = "openai/clip-vit-large-patch14"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -259,6 +262,20 @@ class EvalConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PhotosConfig:
+    """Who judges photographs, in a run's evaluations and as its reward "detector". For the world geneval."""
+
+    detector_weights: str | None = META_DETECTOR
+    """Mask2Former of COCO's 80 things in transformers' layout: folder or hub id; read only where an evaluation or the
+    reward "detector" asks for it. None: there is no detector, so what the run draws is not scored."""
+    color_weights: str = OPENAI_CLIP
+    """CLIP in transformers' layout: folder or hub id."""
+    references: str | None = None
+    """Folder of reference pictures in GenEval's layout, of any source; those that the detector calls right are asked
+    about. None: understanding is not measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One training run, whole."""
 
@@ -266,7 +283,8 @@ class RunConfig:
     world: Literal["shapes", "geneval"] = "shapes"
     """Where prompts, answer matching, reference images and the evaluation's detector come from."""
     prompt_file: str | None = None
-    """Train on the prompts of this JSONL file (GenEval's fields plus question and answer) instead of the world's."""
+    """Train on the prompts of this JSONL file (GenEval's fields plus question and answer) instead of the world's. In
+    the world geneval, records without a question get ours."""
     output_dir: str = "runs/latest"
     """Run directory; it must not exist unless --resume is given."""
     seed: int = 0
@@ -278,6 +296,7 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    photos: PhotosConfig = field(default_factory=PhotosConfig)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

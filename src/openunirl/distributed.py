@@ -15,13 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from openunirl.models import sharded
 from openunirl.models.protocol import UnifiedModel
 from openunirl.optim import fast_dtype
+
+
+def device_of_process() -> torch.device:
+    """Where this process computes; may be asked before there are Processes."""
+    device = PartialState().device
+    assert device is not None
+    return device
 
 
 class Processes:

@@ -38,6 +38,7 @@ from openunirl.tasks.records import PROMPT_KEYS, read_jsonl, read_prompts, write
 from openunirl.types import ImageSampling
 
 _SETTINGS = "generate"  # .json
+_PLACES = ("model.weights", "model.image_tokenizer")
 
 
 def generate(
@@ -244,7 +245,7 @@ def fingerprint_of(weights: Iterable[torch.Tensor]) -> str:
 
 def check_settings(file: Path, settings: Mapping[str, Any], *, made: Path, flag: str) -> None:
     """Compares with the settings in `file`, which `made` was made with. Keys that only the file has are not compared,
-    and neither is the model's name: its weights speak for it.
+    and neither are the names of the model and its image tokenizer: their weights speak for them, wherever they lie.
 
     Errors: ValueError that names what differs and points to `flag`.
     """
@@ -255,7 +256,7 @@ def check_settings(file: Path, settings: Mapping[str, Any], *, made: Path, flag:
     except ValueError:
         raise ValueError(f"{file} is damaged, so {made} cannot be continued: choose another {flag}") from None
     before, now = _flat(known), _flat(settings)
-    names = [name for name in now if name != "model.weights" and before.get(name) != now[name]]
+    names = [name for name in now if name not in _PLACES and before.get(name) != now[name]]
     if not names:
         return
     told = [f"{name} {_shown(before.get(name))}, not {_shown(now[name])}" for name in names[:3]]

@@ -15,13 +15,14 @@ Sources, each read in the authors' repositories:
 * Answers: greedy, at most 100 tokens (showlab/UniRL, inference_mmu_t2i.py: top_k=1, max_new_tokens=100).
 * Training (UniRL, arXiv 2505.23380): learning rate 1e-5; groups of 3 (Show-o) and 8 (Janus) images; SFT: one image per
   prompt, end-to-end. Everything else about training is not published and ours: steps, prompts per process, answers of
-  32 tokens, the KL's weight, 2 scored steps of a trajectory, one image per backward pass.
+  32 tokens, the KL's weight, 2 scored steps of a trajectory, one image per backward pass. Evaluations before,
+  during and after training want a detector (config.PhotosConfig); --photos.detector-weights None leaves them out.
 No real weights have been run with these settings yet (docs/evaluation.md).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from openunirl.config import (
     EvalConfig,
@@ -59,6 +60,11 @@ class KnownModel:
             batch_size=self.batch_size,
         )
 
+    @property
+    def look(self) -> EvalConfig:
+        """What training itself evaluates, before and after: 40 prompts of each task, one image each; ours."""
+        return replace(self.evaluation, num_prompts=240, num_images=1)
+
 
 def _showo(weights: str, tokens: int, text: int, steps: int, guidance: float) -> KnownModel:
     return KnownModel(
@@ -91,8 +97,7 @@ PUBLISHED: dict[str, KnownModel] = {
     "janus-pro-7b": _janus("deepseek-ai/Janus-Pro-7B", ("<|User|>", "<|Assistant|>")),
 }
 
-_TRAIN = TrainConfig(max_steps=1000, save_steps=100, mixed_precision="bf16")
-_NO_EVALUATION = 0  # `train` cannot judge photographs: evaluate checkpoints with `openunirl evaluate`
+_TRAIN = TrainConfig(max_steps=1000, save_steps=100, eval_steps=200, mixed_precision="bf16")
 
 
 def _grpo(name: str, known: KnownModel) -> RunConfig:
@@ -110,7 +115,7 @@ def _grpo(name: str, known: KnownModel) -> RunConfig:
         loss=LossConfig(method="grpo", num_scored_steps=2),
         optim=OptimConfig(lr=1e-5, gradient_accumulation_steps=known.group),
         train=_TRAIN,
-        eval=EvalConfig(num_prompts=_NO_EVALUATION, sampling=known.sampling),
+        eval=known.look,
     )
 
 
@@ -130,7 +135,7 @@ def _sft(name: str, known: KnownModel) -> RunConfig:
         loss=LossConfig(method="sft", end_to_end=True, beta=0.0, num_scored_steps=2),
         optim=OptimConfig(lr=1e-5, gradient_accumulation_steps=4),
         train=_TRAIN,
-        eval=EvalConfig(num_prompts=_NO_EVALUATION, sampling=known.sampling),
+        eval=known.look,
     )
 
 

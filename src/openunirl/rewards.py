@@ -122,13 +122,21 @@ def frozen_reward(judged: Judged) -> Values:
 
 
 def detector_reward(judged: Judged) -> Values:
-    """GenEval's verdict on the decoded image: 1 or 0 for every answer on it. The same detector evaluates the run, so
-    its results say so (`report_numbers.detector_notice`)."""
-    assert judged.world.judge is not None  # check_sources
+    """GenEval's verdict on the decoded image: 1 or 0 for every answer on it, None where the detector has no name for
+    what the prompt asks for. The same detector evaluates the run, so its results say so
+    (`report_numbers.detector_notice`)."""
+    world, size = judged.world, judged.rollout_config.batch_size
+    assert world.judge is not None  # check_sources
     per_image = judged.rollout.num_questions * judged.rollout.num_answers
-    metadata = judged.columns["metadata"][::per_image]
-    verdicts = judge_pictures(judged.world.judge(), metadata, list(judged.pictures_BHWC))
-    return [float(verdict.correct) for verdict in verdicts for _ in range(per_image)]
+    metadata, judge = judged.columns["metadata"][::per_image], world.judge()
+    known = [b for b, record in enumerate(metadata) if world.can_judge(record)]
+    worth: list[float | None] = [None] * len(metadata)
+    for start in range(0, len(known), size):
+        part = known[start : start + size]
+        verdicts = judge_pictures(judge, [metadata[b] for b in part], [judged.pictures_BHWC[b] for b in part])
+        for b, verdict in zip(part, verdicts, strict=True):
+            worth[b] = float(verdict.correct)
+    return [value for value in worth for _ in range(per_image)]
 
 
 REWARDS: dict[str, Callable[[Judged], Values]] = {
@@ -213,7 +221,10 @@ def check_sources(config: RewardConfig, world: World) -> None:
         elif source not in REWARDS:
             raise ValueError(f"--reward.sources: unknown reward {source!r}; known: {known}")
     if "detector" in config.sources and world.judge is None:
-        raise ValueError(f"--reward.sources detector: the world {world.label} has no detector yet; use self or frozen")
+        raise ValueError(
+            f"--reward.sources detector: the world {world.label} has no detector; give --photos.detector-weights, or "
+            "use self or frozen"
+        )
 
 
 def shuffled(rewards: Rewards, rollout: Rollout, *, followed: bool) -> Rewards:

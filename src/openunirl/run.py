@@ -21,9 +21,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from openunirl import checkpoint
 from openunirl.config import RunConfig
 from openunirl.disk import naming
-from openunirl.distributed import Processes
+from openunirl.distributed import Processes, device_of_process
 from openunirl.evaluation.files import write_evaluation, write_summary
-from openunirl.evaluation.run import Evaluation, evaluate
+from openunirl.evaluation.run import Evaluation, evaluate, no_evaluation
 from openunirl.guards import check_update, check_weights
 from openunirl.losses import Stats
 from openunirl.metrics import JsonlTracker
@@ -34,8 +34,8 @@ from openunirl.report_numbers import collusion_verdict, detector_notice, paired_
 from openunirl.rewards import Rewards, check_sources
 from openunirl.rollout import Rollout
 from openunirl.run_directory import check_directory, check_resumed, read_evaluation, write_config
-from openunirl.tasks.records import read_prompts
-from openunirl.tasks.worlds import WORLDS, World
+from openunirl.run_world import not_measured, open_world, prompts_of_run
+from openunirl.tasks.worlds import World
 from openunirl.types import Prompt
 from openunirl.validate import check
 
@@ -61,26 +61,22 @@ class Run:
     @classmethod
     def open(cls, config: RunConfig, *, resume: bool, command: str) -> Run:
         check(config)
-        world = WORLDS[config.world]()
-        check_sources(config.reward, world)
         folder = Path(config.output_dir)
         check_directory(folder, resume=resume)
         point = checkpoint.saved(folder)[-1] if resume and checkpoint.saved(folder) else None
         done = checkpoint.read_step(point) if point else 0
         if resume:
             check_resumed(folder, config, done)
-        if config.eval.num_prompts and world.judge is None:
-            raise ValueError(
-                f"the world {config.world} has no detector in training: train with --eval.num-prompts 0, and "
-                "score checkpoints with openunirl evaluate"
-            )
+        world = open_world(config, device_of_process())
+        check_sources(config.reward, world)
         model = load_model(config.model)
         set_up(model, config)
         if point:
             checkpoint.load_model(point, model)
         trackers: list[Any] = [JsonlTracker(folder / "metrics.jsonl", done), *config.train.report_to]
         processes = Processes(config.train.mixed_precision, trackers, folder, config.train.shard)
-        prompts = _prompts_of_run(config, world, processes.count)
+        prompts = prompts_of_run(config, world, processes.count)
+        left_out = not_measured(config, world, prompts)
         model.check_prompts([prompt.prompt for prompt in prompts])
         optim = config.optim
         optimizer = processes.prepare(
@@ -111,6 +107,8 @@ class Run:
             prompts=prompts,
         )
         run.warn_of_unknown_words()
+        for sentence in left_out if processes.is_main else ():
+            run.console.print(sentence, highlight=False, soft_wrap=True)
         return run
 
     def warn_of_unknown_words(self) -> None:
@@ -267,9 +265,13 @@ class Run:
 
     # -------------------------------------------------------------------------------------------- evaluation
 
+    @property
+    def _evaluates(self) -> bool:
+        return bool(self.config.eval.num_prompts) and self.world.judge is not None
+
     def evaluate_base(self) -> None:
         """The base on held-out prompts, once per run."""
-        if self.config.eval.num_prompts and not read_evaluation(self.folder, "before"):
+        if self._evaluates and not read_evaluation(self.folder, "before"):
             if self.model.base_moved:
                 raise ValueError(
                     f"{self.folder} has no evaluation of its base, which has followed the policy since: continue it "
@@ -281,7 +283,7 @@ class Run:
     def evaluate_tuned(self) -> None:
         """The tuned model on the same prompts, again where a resumed run went further."""
         last, known = self.config.train.max_steps, read_evaluation(self.folder, "after")
-        if self.config.eval.num_prompts and not (known and known.get("step") == last):
+        if self._evaluates and not (known and known.get("step") == last):
             self._evaluate_in_full("after", step=last)
 
     def _evaluate_in_full(self, name: str, step: int) -> None:
@@ -291,13 +293,15 @@ class Run:
             config.split, max(config.num_references, config.num_prompts), self.config.seed
         )
         result = self._evaluate(name, prompts, references, step=step, split=config.split)
+        if self.world.found is not None and step == 0 and (why := no_evaluation(result)):
+            raise ValueError(f"the evaluation before training: {why}; --eval.num-prompts 0 trains without it")
         if self.processes.is_main:
             write_evaluation(self.folder / "evaluation", name, result, prompts)
 
     def evaluate_if_due(self, step: int) -> None:
         """A cheap look at validation prompts, logged under eval/."""
         every = self.config.train.eval_steps
-        if not every or step % every:
+        if not every or step % every or self.world.judge is None:
             return
         prompts = self.world.evaluation_prompts("validation", self.config.eval.during_prompts, self.config.seed)
         summary = self._evaluate(f"step {step}", prompts, prompts, step=step, split="validation").summary
@@ -307,11 +311,12 @@ class Run:
             "eval/self_reward": summary["self_reward"],
             "eval/collusion_gap": summary["collusion_gap"],
         }
-        self.processes.accelerator.log(told, step=step)
+        self.processes.accelerator.log({k: value for k, value in told.items() if value is not None}, step=step)
         if self.processes.is_main:
             write_summary(self.folder / "evaluation", f"step-{step:06d}", summary)
 
     def _evaluate(self, name: str, prompts: list[Prompt], references: list[Prompt], **about: Any) -> Evaluation:
+        about |= {"detector": dict(self.world.judged_by)} if self.world.judged_by else {}
         status = None if self.progress else self.console.status(f"evaluation: {name}")
         if status:
             status.start()
@@ -365,21 +370,3 @@ def spreads(groups: list[torch.Tensor]) -> dict[str, float]:
 def spread(rewards: torch.Tensor) -> float:
     """Standard deviation; 0 of fewer than two."""
     return float(rewards.std()) if len(rewards) > 1 else 0.0
-
-
-def _prompts_of_run(config: RunConfig, world: World, processes: int) -> list[Prompt]:
-    """Every prompt of the run in order: from a file, gone round, or from the world.
-
-    Errors: ValueError for a file that cannot be read, or with a prompt that asks nothing.
-    """
-    count = config.train.max_steps * config.rollout.num_prompts * processes
-    if config.prompt_file is None:
-        return world.training_prompts(count, config.seed)
-    own = read_prompts(config.prompt_file)
-    for number, prompt in enumerate(own, start=1):  # one a line
-        if not prompt.questions:
-            raise ValueError(
-                f"{config.prompt_file}:{number}: the prompt {prompt.prompt!r} has no question: training needs one with "
-                'its gold answer; add "question" and "answer" to the line'
-            )
-    return [own[i % len(own)] for i in range(count)]

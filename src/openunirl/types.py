@@ -115,6 +115,8 @@ class Verdict:
 
     correct: bool
     reason: str = ""
+    objects: int = field(default=0, compare=False)
+    """Detections above the threshold, of any class."""
 
 
 # -------------------------------------------------------------------------------------------- rollouts

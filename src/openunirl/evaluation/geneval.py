@@ -154,7 +154,7 @@ def score(
         number = len(kept.get(clause["class"], []))
         if number >= clause["count"]:
             reasons.append(f"expected {clause['class']}<{clause['count']}, found {number}")
-    return Verdict(correct=not reasons, reason="\n".join(reasons))
+    return Verdict(correct=not reasons, reason="\n".join(reasons), objects=sum(map(len, kept.values())))
 
 
 def judge_pictures(

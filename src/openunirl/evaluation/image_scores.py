@@ -212,6 +212,37 @@ def finished(rows: Sequence[Row], pictures: Sequence[Picture]) -> list[Row]:
     return kept
 
 
+def check_moved(settings: Path, images: Path, read: Callable[[], Sequence[Picture]]) -> None:
+    """Whether the rows beside the file `settings` are of the pictures in `images`, wherever these lay when they were
+    scored. In the place that the file names, pictures may have been drawn again; from another place, at least half of
+    the rows must hold for what `read` finds there.
+
+    Errors: ValueError that names both places; and what `read` raises.
+    """
+    was = json.loads(settings.read_text(encoding="utf-8")).get("images")
+    if was == str(images.resolve()):
+        return
+    rows = _rows_so_far(settings.parent)
+    names = {row["filename"] for row in rows if "unreadable" not in row}
+    if names and 2 * len(finished(rows, read())) < len(names):
+        raise ValueError(
+            f"{settings.parent} was made with the pictures of {was}, and those in {images} are others, not the same "
+            "moved here: choose another --output-dir"
+        )
+
+
+def _rows_so_far(folder: Path) -> list[Row]:
+    rows: list[Row] = []
+    for file in (folder / "results.jsonl", *_journals(folder)):
+        for line in file.read_bytes().splitlines() if file.exists() else ():
+            try:
+                row = json.loads(line)
+            except ValueError:  # take_up says what is wrong with it, or cuts it off
+                continue
+            rows += [row] if isinstance(row, dict) and _sound(row) else []
+    return rows
+
+
 def write_results(folder: Path, rows: Sequence[Row]) -> None:
     """results.jsonl, whole or not at all; then the journal has done its work."""
     write_jsonl(folder / "results.jsonl", rows)

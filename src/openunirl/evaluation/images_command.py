@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from openunirl.evaluation.judges import JUDGES, META_DETECTOR, OPENAI_CLIP
+from openunirl.config import META_DETECTOR, OPENAI_CLIP
+from openunirl.evaluation.judges import JUDGES
 from openunirl.flags import UsageError, parse
 
 if TYPE_CHECKING:
@@ -87,7 +88,10 @@ def score_folder(
     """Scores what `output_dir` lacks of the pictures in `images`; returns the summary (None in all processes but the
     main one). `show` prints the table.
 
-    Errors: ValueError before the networks are loaded, for an `output_dir` of another call, for a folder in which
+    Both folders may have been moved since an earlier call: pictures are known by their name within `images` and their
+    content, weights by their fingerprint.
+
+    Errors: ValueError before the networks are loaded, for an `output_dir` of other pictures, for a folder in which
     anything is missing or does not match, and for equal pictures; after scoring, for unreadable pictures, and where
     nothing was detected or nothing is right (results.jsonl then tells why). From the pictures on, the evaluation.json
     of an earlier call is gone whatever the error; its rows are kept.
@@ -96,7 +100,7 @@ def score_folder(
     from openunirl.distributed import Processes
     from openunirl.evaluation.files import write_summary
     from openunirl.evaluation.image_folder import all_equal, check_names, read_folder
-    from openunirl.evaluation.image_scores import PROTOCOL, journal_rows, take_up
+    from openunirl.evaluation.image_scores import PROTOCOL, check_moved, journal_rows, take_up
     from openunirl.generate import check_settings
     from openunirl.provenance import about
 
@@ -104,12 +108,11 @@ def score_folder(
         raise ValueError(f"unknown detector {detector!r}; known: {', '.join(JUDGES)}")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"--batch-size is {batch_size}, wanted at least 1")
-    settings: dict[str, Any] = {"protocol": PROTOCOL, "images": str(images.resolve()), "detector": detector}
-    if detector != "oracle":
-        settings |= {"detector_weights": detector_weights, "color_weights": color_weights}
+    settings: dict[str, Any] = {"protocol": PROTOCOL, "detector": detector}
     known = output_dir / f"{_SETTINGS}.json"
     if known.exists():
         check_settings(known, settings, made=output_dir, flag="--output-dir")
+        check_moved(known, images, lambda: read_folder(images, prompt_file=prompt_file, partial=partial))
     elif is_occupied(output_dir):
         raise ValueError(f"{output_dir} exists and holds no {known.name}: choose another --output-dir")
     processes = Processes()
@@ -125,11 +128,14 @@ def score_folder(
         )
     judge, fingerprints = named.load(processes.device)
     settings |= fingerprints
+    names = {"images": str(images.resolve())}  # for the reader: what these hold is compared, not where they are
+    if fingerprints:
+        names |= {"detector_weights": detector_weights, "color_weights": color_weights}
     if processes.is_main:
         if known.exists():
             check_settings(known, settings, made=output_dir, flag="--output-dir")
         else:
-            write_summary(output_dir, _SETTINGS, settings | about(command))
+            write_summary(output_dir, _SETTINGS, settings | names | about(command))
         take_up(output_dir, pictures)
     processes.wait()
     done = journal_rows(output_dir)
@@ -139,7 +145,7 @@ def score_folder(
     processes.wait()
     if not processes.is_main:
         return None
-    more = {"images": str(images), "partial": partial, "detector": settings, **about(command)}
+    more = {"images": str(images), "partial": partial, "detector": settings | names, **about(command)}
     return _conclude(output_dir, pictures, named.label, before=len(done), show=show, about=more)
 
 

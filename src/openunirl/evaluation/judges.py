@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from openunirl.config import META_DETECTOR, OPENAI_CLIP
 from openunirl.types import ColorClassifier, Detection, Detector
 
 if TYPE_CHECKING:
     from openunirl.tasks.worlds import Judge
 
-META_DETECTOR = "facebook/mask2former-swin-small-coco-instance"
-OPENAI_CLIP = "openai/clip-vit-large-patch14"
 META_LABEL = "GenEval protocol, Meta weights"
 
 

@@ -17,9 +17,8 @@ disk; 3. for P(image wrong | answer right), the first right reference picture of
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from openunirl.evaluation.image_scores import append_rows, mend
 from openunirl.evaluation.images_command import score_folder
 from openunirl.evaluation.imbalance import accuracy
 from openunirl.evaluation.llm_judge import judge_answers
+from openunirl.evaluation.photo_world import placed
 from openunirl.evaluation.run import summarize_rows
 from openunirl.generate import (
     check_folder,
@@ -49,7 +49,7 @@ from openunirl.generate import (
 from openunirl.models.protocol import UnifiedModel, load_model
 from openunirl.provenance import about
 from openunirl.report_numbers import imbalance_table, summary_table
-from openunirl.tasks.geneval import questions_for
+from openunirl.tasks.geneval import with_question
 from openunirl.tasks.records import prompt_row, read_jsonl, read_prompts, write_jsonl
 from openunirl.tasks.worlds import WORLDS
 from openunirl.types import AnswerSampling, Prompt
@@ -98,14 +98,14 @@ def evaluate_photos(
     check_sampling(config.sampling)
     if references is not None:
         read_folder(references, partial=True)  # what is wrong with it is told before hours of drawing
-    prompts = with_questions(
-        read_prompts(prompt_file)
+    prompts = (
+        [with_question(prompt) for prompt in read_prompts(prompt_file)]
         if prompt_file is not None
         else WORLDS["geneval"]().evaluation_prompts(config.split, config.num_prompts, seed)
     )
     drawing = drawing_settings(model, [prompt_row(p) for p in prompts], seed=seed, sampling=config.sampling)
     settings = {
-        "references": str(references.resolve()) if references else "",
+        "references": references is not None,  # which ones is compared by content, in reference-scores
         "llm_judge": llm_judge,
         "max_new_tokens": config.max_new_tokens,
     }
@@ -167,11 +167,6 @@ def evaluate_photos(
     return summary
 
 
-def with_questions(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """The prompts, with our questions where a record has none of its own."""
-    return [p if p.questions else replace(p, questions=questions_for(p.tag, p.include)) for p in prompts]
-
-
 # ----------------------------------------------------------------------------------------- what is asked
 
 
@@ -184,17 +179,13 @@ def asked_about(scores: Path, pictures: Path, prompts: Sequence[Prompt]) -> list
 def right_references(scores: Path, folder: Path, prompts: Sequence[Prompt]) -> list[Asked]:
     """The reference pictures that the detector calls right. Those of an evaluated prompt get its number and question;
     the others numbers beyond, and the question of their own record or ours."""
-    places = {json.dumps(prompt.metadata(), sort_keys=True): i for i, prompt in reversed(list(enumerate(prompts)))}
+    place = placed(prompts)
     own = {picture.name: picture.prompt for picture in read_folder(folder, partial=True)}
     found: list[Asked] = []
     for row in read_jsonl(scores / "results.jsonl"):
-        if not row["correct"]:
-            continue
-        prompt = own[row["filename"]]
-        index = places.get(json.dumps(prompt.metadata(), sort_keys=True))
-        number = len(prompts) + row["index"] if index is None else index
-        chosen = with_questions([prompt])[0] if index is None else prompts[index]
-        found.append(Asked(row=row | {"index": number}, file=folder / row["filename"], prompt=chosen))
+        if row["correct"]:
+            index, chosen = place(own[row["filename"]], row["index"])
+            found.append(Asked(row=row | {"index": index}, file=folder / row["filename"], prompt=chosen))
     return found
 
 

@@ -4,7 +4,7 @@ In: a model, a world, prompts. Out: rows (one per generated image, one per refer
 GenEval by the world's detector, understanding on reference images, both imbalance rates, self-reward and collusion gap.
 Every accuracy carries n, the number of distinct prompts and a 95 % interval.
 
-Departures: 1. reference images come from the world (in GenEval's protocol: images that the detector calls right);
+Departures: 1. reference images come from the world (of photographs: files that the detector calls right);
 2. where several images are drawn per prompt, P(image wrong | answer right) counts every one of them.
 
 Shapes: B images, H height, W width.
@@ -19,14 +19,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from openunirl.config import EvalConfig
 from openunirl.draws import key
 from openunirl.evaluation.geneval import judge_pictures, summarize
+from openunirl.evaluation.image_folder import read_picture
 from openunirl.evaluation.imbalance import accuracy, accuracy_by_task, imbalance
 from openunirl.evaluation.intervals import paired_shares
 from openunirl.models.protocol import UnifiedModel
-from openunirl.tasks.worlds import World
+from openunirl.tasks.worlds import Found, World
 from openunirl.types import AnswerSampling, ImageQuestion, Images, Prompt
 
 Report = Callable[[str, int, int], None]
@@ -36,7 +38,8 @@ Report = Callable[[str, int, int], None]
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """generated: one row per drawn image (tag, prompt, question, expected, answer, answer_correct, correct, reason,
-    index, seed); references: one per reference image; pictures uint8 [B, H, W, 3] in the order of `generated`."""
+    index, sample, objects); references: one per reference image; pictures uint8 [B, H, W, 3] in the order of
+    `generated`."""
 
     summary: dict[str, Any]
     generated: list[dict[str, Any]]
@@ -56,10 +59,15 @@ def evaluate(
     about: dict[str, Any] | None = None,
     trained: Collection[str] = (),
 ) -> Evaluation:
-    """`reference_prompts` default to `prompts`; they may be more. `trained`: the prompts that the model is trained on.
-    Deterministic in `seed`, whatever the batch size."""
+    """`reference_prompts` default to `prompts`; they may be more. Where the world finds reference pictures instead of
+    drawing them, at most as many are read. `trained`: the prompts that the model is trained on. Deterministic in
+    `seed`, whatever the batch size."""
     generated, pictures = draw_and_judge(model, world, prompts, config, seed, report)
-    references = _read_references(model, world, reference_prompts or prompts, config, seed, report)
+    if world.found is None:
+        references = _read_references(model, world, reference_prompts or prompts, config, seed, report)
+    else:
+        found = world.found(prompts, len(reference_prompts or prompts))
+        references = _read_found(model, world, found, config, report)
     return Evaluation(
         summary=summarize_rows(
             generated, references, world.label, trained, seed=seed, sampling=asdict(config.sampling), **(about or {})
@@ -146,7 +154,7 @@ def draw_and_judge(
         verdicts = judge_pictures(judge, [p.metadata() for p in wanted], list(batch))
         for (index, sample), prompt, verdict, answer in zip(part, wanted, verdicts, answers, strict=True):
             row = _row(world, prompt, answer) | {"correct": verdict.correct, "reason": verdict.reason}
-            rows.append(row | {"index": index, "sample": sample})
+            rows.append(row | {"index": index, "sample": sample, "objects": verdict.objects})
         pictures.append(batch)
         report("drawing", start + len(part), len(jobs))
     return rows, np.concatenate(pictures)
@@ -167,6 +175,38 @@ def _read_references(
         ]
         report("reading", start + len(part), len(prompts))
     return rows
+
+
+def _read_found(
+    model: UnifiedModel, world: World, found: Sequence[Found], config: EvalConfig, report: Report
+) -> list[dict[str, Any]]:
+    """The same of pictures in files, of any size."""
+    rows: list[dict[str, Any]] = []
+    for start in range(0, len(found), config.batch_size):
+        part = found[start : start + config.batch_size]
+        images = model.read_pictures([Image.fromarray(read_picture(each.file)[1]) for each in part])
+        answers = ask(model, images, [each.prompt for each in part], config.max_new_tokens)
+        rows += [
+            _row(world, each.prompt, told) | {"index": each.index} for each, told in zip(part, answers, strict=True)
+        ]
+        report("reading", start + len(part), len(found))
+    return rows
+
+
+def no_evaluation(evaluation: Evaluation) -> str | None:
+    """Why a base's evaluation on photographs is none, and the likely cause; else None."""
+    pictures, rows = evaluation.pictures, evaluation.generated
+    if len(pictures) > 1 and (pictures == pictures[:1]).all():
+        return (
+            f"all {len(pictures)} pictures that the base drew are equal: its weights or its image tokenizer are "
+            "damaged, or not of one model"
+        )
+    if not any(row["objects"] for row in rows):
+        return (
+            f"no object was detected in any of the {len(rows)} pictures that the base drew: its weights, its image "
+            "tokenizer or the detector's weights are damaged, or of another kind of picture"
+        )
+    return None
 
 
 def ask(model: UnifiedModel, images: Images, prompts: Sequence[Prompt], max_new_tokens: int) -> list[str]:

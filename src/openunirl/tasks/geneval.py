@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -103,6 +104,13 @@ def questions_for(tag: str, include: Sequence[Mapping[str, Any]]) -> tuple[Quest
         raise ValueError(f"include {list(include)!r} does not describe a {tag} scene as GenEval does") from None
 
 
+def with_question(prompt: Prompt) -> Prompt:
+    """The prompt, with our questions where its record has none of its own."""
+    if prompt.questions:
+        return prompt
+    return replace(prompt, questions=questions_for(prompt.tag, prompt.include))
+
+
 def _ask_single_object(thing):
     return [("What is the main object in this picture?", thing["class"])]
 
@@ -184,23 +192,27 @@ def evaluation_prompts() -> list[Prompt]:
     return list(lines.values())
 
 
-def training_prompts(n: int, seed: int) -> list[Prompt]:
-    """`n` training prompts over TRAINING_OBJECTS, deterministic in `seed`; a longer list begins with the shorter one.
+def training_prompts(n: int, seed: int, names: Sequence[str] | None = None) -> list[Prompt]:
+    """`n` training prompts over `names` (None: TRAINING_OBJECTS), deterministic in `seed`; a longer list begins with
+    the shorter one.
 
     Every six consecutive prompts hold each of TAGS once, in random order, so the types' counts differ by at most one.
-    No prompt equals an evaluation prompt or shows its scene (departure 3). A prompt may occur twice (there are 80
-    single_object ones). ValueError if `n` is negative.
+    No prompt equals an evaluation prompt or shows its scene (departure 3); so of GENEVAL_OBJECTS alone there is no
+    single_object, and five make a round. A prompt may occur twice (there are 80 single_object ones). ValueError if `n`
+    is negative.
     """
     if n < 0:
         raise ValueError(f"n = {n}: ask for at least 0 training prompts")
     rng = np.random.default_rng(seed)
     held_out = {_scene(prompt) for prompt in evaluation_prompts()}
+    names = TRAINING_OBJECTS if names is None else names
+    tags = TAGS if set(names) - set(GENEVAL_OBJECTS) else TAGS[1:]
     prompts: list[Prompt] = []
     while len(prompts) < n:
-        for tag in rng.permutation(TAGS).tolist():
-            prompt = _draw(tag, rng, TRAINING_OBJECTS)
+        for tag in rng.permutation(tags).tolist():
+            prompt = _draw(tag, rng, names)
             while _scene(prompt) in held_out:
-                prompt = _draw(tag, rng, TRAINING_OBJECTS)
+                prompt = _draw(tag, rng, names)
             prompts.append(prompt)
     return prompts[:n]
 

@@ -7,14 +7,28 @@ the reward "detector" by name: no rendered picture and no detector ever reaches 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from openunirl.tasks import answers, geneval, shapes
 from openunirl.tasks.shapes_oracle import Oracle
 from openunirl.types import Judge, Match, Prompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A reference picture in a file, and what is asked about it; `index`: its prompt's number among those evaluated.
+
+    Example: Found(index=0, prompt=Prompt(...), file=Path("references/00000/samples/0000.png"))
+    """
+
+    index: int
+    prompt: Prompt
+    file: Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +46,25 @@ class World:
     references: Callable[[Sequence[Prompt], int], np.ndarray]
     """One right picture per prompt, uint8 [P, H, W, 3]; for evaluation only."""
     judge: Callable[[], Judge] | None
-    """The detector of the evaluation, and of the reward "detector"; None where there is none yet."""
+    """The detector of the evaluation, and of the reward "detector"; None where there is none: photographs want one
+    that is loaded (evaluation/photo_world.py)."""
+    judged_by: Mapping[str, str] = field(default_factory=dict)
+    """Fingerprints of the detector's weights, where it has any."""
+    classes: frozenset[str] | None = None
+    """Everything that the detector can find; None: whatever prompts ask for."""
+    colors: frozenset[str] | None = None
+    """Everything that it can call a colour."""
+    found: Callable[[Sequence[Prompt], int], list[Found]] | None = None
+    """(evaluated prompts, at most how many): reference pictures of a world that cannot draw them, and finds some."""
+
+    def can_judge(self, metadata: Mapping[str, Any]) -> bool:
+        """Whether the detector has a name for all that a prompt's record asks for: others it would never find."""
+        clauses = [*metadata.get("include", ()), *metadata.get("exclude", ())]
+        return all(
+            known is None or clause.get(name) is None or clause[name] in known
+            for clause in clauses
+            for name, known in (("class", self.classes), ("color", self.colors))
+        )
 
 
 def _shapes_references(prompts: Sequence[Prompt], seed: int) -> np.ndarray:
