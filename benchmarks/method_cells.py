@@ -29,10 +29,13 @@ class Cell:
     """Section of RunConfig -> field -> value."""
 
 
+_BOTH: Mapping[str, Any] = {"answer_coef": 0.03, "gold_answers": "kept"}  # the preset trains drawing alone
+
 CELLS: dict[str, Cell] = {
     "base": Cell(says="base, not trained", start=None),
-    "sft-e2e": Cell(says="SFT, end-to-end", start="sft", change={"loss": {"end_to_end": True}}),
-    "sft": Cell(says="SFT", start="sft"),
+    "sft-e2e": Cell(says="SFT, end-to-end", start="sft", change={"loss": {"end_to_end": True, **_BOTH}}),
+    "sft": Cell(says="SFT", start="sft", change={"loss": _BOTH}),
+    "sft-t2i-only": Cell(says="SFT, images only", start="sft"),
     "grpo-e2e": Cell(says="GRPO, end-to-end", start="grpo", change={"loss": {"end_to_end": True}}),
     "grpo": Cell(says="GRPO", start="grpo"),
     "t2i-only": Cell(says="GRPO, images only", start="grpo", change={"loss": {"answer_coef": 0.0}}),
@@ -49,6 +52,7 @@ CONTRASTS: tuple[tuple[str, str, str], ...] = (
     ("end-to-end against not, GRPO", "grpo-e2e", "grpo"),
     ("end-to-end against not, SFT", "sft-e2e", "sft"),
     ("both halves against images only", "grpo", "t2i-only"),
+    ("the same, SFT", "sft", "sft-t2i-only"),
     ("both halves against answers only", "grpo", "mmu-only"),
     ("frozen judge against its own", "frozen", "grpo"),
     ("detector against its own judgement", "detector", "grpo"),
