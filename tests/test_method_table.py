@@ -51,7 +51,7 @@ def test_what_the_cells_train():
     loss = {name: made(name).loss for name in CELLS}
     assert [name for name in CELLS if loss[name].end_to_end] == ["sft-e2e", "grpo-e2e"]
     assert [name for name in CELLS if loss[name].method == "sft"] == ["sft-e2e", "sft", "sft-t2i-only"]
-    assert [name for name in CELLS if loss[name].answer_coef == 0] == ["t2i-only"]
+    assert [name for name in CELLS if loss[name].answer_coef == 0] == ["sft-t2i-only", "t2i-only"]
     assert [name for name in CELLS if loss[name].image_coef == 0] == ["mmu-only"]
     assert {name: made(name).reward.sources for name in ("frozen", "detector", "grpo")} == {
         "frozen": ("frozen",),
