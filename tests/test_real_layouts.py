@@ -26,6 +26,9 @@ RECORDS = [
 ]
 
 
+SMALL = ("--rollout.num-generations", 2, "--optim.gradient-accumulation-steps", 1)
+
+
 @pytest.fixture(autouse=True)
 def offline(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -62,8 +65,8 @@ class Chain:
     """0: the family has none."""
     layouts: tuple = ()
     """The layouts that the GRPO checkpoint is converted to, one after the other."""
-    evaluated: int = 0
-    """Prompts of the GRPO run's own evaluations."""
+    evaluated: bool = False
+    """Whether the GRPO run evaluates itself, on one prompt."""
 
     def steps(self, section):
         return [f"--{section}.num-timesteps", self.timesteps] if self.timesteps else []
@@ -83,7 +86,7 @@ class Chain:
         else:
             flags += ["--photos.detector-weights", parts / "mask2former", "--photos.color-weights", parts / "clip"]
             flags += ["--reward.sources", "self", "detector", "--prompt-file", parts / "prompts.jsonl"]
-            flags += ["--eval.num-prompts", self.evaluated, "--eval.max-new-tokens", 3, "--train.eval-steps", 0]
+            flags += ["--eval.num-prompts", int(self.evaluated), "--eval.max-new-tokens", 3, "--train.eval-steps", 0]
             flags += self.steps("eval.sampling")
         run(*flags, "--train.max-steps", 1)
         run("train", "--output-dir", out, "--resume", "--train.max-steps", 2)
@@ -149,8 +152,9 @@ def test_showo(tmp_path, parts, name, tokens):
             weights=save_showo(tmp_path / "weights", tokens=tokens),
             model=("--model.image-tokenizer", parts / "magvitv2", "--model.tokenizer", parts / "phi-1_5"),
             timesteps=2,
+            train=SMALL if tokens > 256 else (),
             layouts=("hf", "official"),
-            evaluated=1,
+            evaluated=tokens == 256,
         ),
     )
 
@@ -163,8 +167,7 @@ def test_janus(tmp_path, parts, name, start):
         run("convert", weights, tmp_path / "hf", "--layout", "hf")
         JanusForConditionalGeneration.from_pretrained(tmp_path / "hf")
         weights = tmp_path / "hf"
-    small = ("--rollout.num-generations", 2, "--optim.gradient-accumulation-steps", 1)
-    pipeline(tmp_path, parts, Chain(name=name, weights=weights, train=small, layouts=("official",)))
+    pipeline(tmp_path, parts, Chain(name=name, weights=weights, train=SMALL, layouts=("official",)))
 
 
 # ------------------------------------------------------------------------------------------------- presets
