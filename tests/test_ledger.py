@@ -1,8 +1,5 @@
 """The ledger against counts and bytes worked out by hand, and against torch's own record of memory."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
@@ -10,7 +7,6 @@ from torch.nn import functional as F
 
 from openunirl.ledger import Ledger
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 FLOAT = 4
 
 

@@ -1,8 +1,8 @@
 """What a piece of torch code would cost, from running it without numbers: multiply-adds, bytes moved, bytes alive.
 
-In: code on tensors that have a shape and a dtype but no numbers (torch's FakeTensor). Out: a Ledger, by phase. A storage
-counts from the operation that makes it until the last tensor, the autograd graph's included, lets go of it, so a peak is
-that of torch's own allocator; what a kernel takes for itself while it runs is not in it.
+In: code on tensors that have a shape and a dtype but no numbers (torch's FakeTensor). Out: a Ledger, by phase. A
+storage counts from the operation that makes it until the last tensor, the autograd graph's included, lets go of it, so
+a peak is that of torch's own allocator; what a kernel takes for itself while it runs is not in it.
 
 Whole numbers and truths that code decides by (ids, masks, lengths, which token was drawn) are real. Where a decision
 hangs on a number that is not there, one is made up: a token at random, a comparison is false, a loss is one half.
