@@ -15,21 +15,24 @@ from __future__ import annotations
 import math
 import weakref
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch._subclasses import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import in_kernel_invocation_manager
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 SMALL = 2**20
 """Entries up to which a table that code may look into stays real; larger ones (one-hots, noise) only have a shape."""
 
 _aten: Any = torch.ops.aten
+_prim: Any = torch.ops.prim
+_HERE = torch.device("cpu")
 
 
 @dataclass
@@ -67,14 +70,15 @@ class Ledger(TorchDispatchMode):
         self.phase = ""
         self.live = 0
         self._held: dict[int, int] = {}
+        self._known: dict[Any, tuple[_Made, ...]] = {}
+        self._costs: dict[Any, tuple[int, int]] = {}
         self._made_up = torch.Generator().manual_seed(0)
 
     # ------------------------------------------------------------------------------------------ tensors in it
 
     def absent(self, like: torch.Tensor) -> torch.Tensor:
         """A tensor of the shape, dtype and strides of `like`, without numbers; it counts as alive from here on."""
-        with self.fake:
-            made = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device="cpu")
+        made = self._empty(like.shape, like.stride(), like.dtype)
         self._own(made)
         return made
 
@@ -90,13 +94,15 @@ class Ledger(TorchDispatchMode):
                     part._buffers[name] = self.absent(table)
         return self.live - before
 
+    def _empty(self, shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        return FakeTensor(self.fake, torch.empty_strided(shape, stride, dtype=dtype, device="meta"), _HERE)
+
     def _own(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
-        if storage._cdata in self._held or tensor.device.type == "meta":
-            return
-        self._held[storage._cdata] = storage.nbytes()
-        self.live += storage.nbytes()
-        weakref.finalize(storage, self._release, storage._cdata)
+        if storage._cdata not in self._held:
+            self._held[storage._cdata] = storage.nbytes()
+            self.live += storage.nbytes()
+            weakref.finalize(storage, self._release, storage._cdata)
 
     def _release(self, storage: int) -> None:
         self.live -= self._held.pop(storage)
@@ -104,34 +110,75 @@ class Ledger(TorchDispatchMode):
     # --------------------------------------------------------------------------------------------- operations
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        kwargs, given = kwargs or {}, []
+        if func is _prim.device.default:
+            return args[0].fake_device
+        signature = func, _signature(args, given), _signature(tuple(kwargs.items()), given)
         absent = any(isinstance(t, FakeTensor) for t in given)
         if func is _aten._local_scalar_dense.default and absent:
             return _scalar(args[0])
-        out = func(*args, **kwargs)
-        decided = absent and not _in_place(func)
-        out = tree_map_only(torch.Tensor, lambda t: self._settled(func, t, given, decided), out)
-        made = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
+        if not absent:
+            out = func(*args, **kwargs)
+            out = tree_map_only(torch.Tensor, lambda t: self.absent(t) if _large(t) and not _is_view(func) else t, out)
+        elif (known := self._known.get(signature)) is not None:
+            out = self._again(known, func, args, kwargs)
+        else:
+            out = self._first(func, args, kwargs, given, signature)
+        made = _tensors(out)
         for tensor in made:
             self._own(tensor)
         phase = self.phases[self.phase]
         phase.peak = max(phase.peak, self.live)
         if not _is_view(func):
-            phase.moves[madds(func, args, kwargs, out), sum(map(_bytes, given)) + sum(map(_bytes, made))] += 1
+            cost = self._costs.get(signature)
+            if cost is None:
+                cost = madds(func, args, kwargs, out), sum(map(_bytes, given)) + sum(map(_bytes, made))
+                self._costs[signature] = cost
+            phase.moves[cost] += 1
         return out
 
-    def _settled(self, func: Any, tensor: torch.Tensor, given: list[torch.Tensor], decided: bool) -> torch.Tensor:
-        """The result of an operation: real where code may look at it, absent where it is large."""
-        if not isinstance(tensor, FakeTensor):
-            return self.absent(tensor) if tensor.numel() > SMALL and not _is_view(func) else tensor
-        if not decided or _is_view(func) or tensor.numel() > SMALL:
-            return tensor
-        if tensor.dtype == torch.bool:
-            return torch.zeros(tensor.shape, dtype=torch.bool)
-        if func not in _CHOICES or tensor.is_floating_point():  # such as the sorted values beside their places
-            return tensor
-        return torch.randint(given[0].shape[-1], tensor.shape, generator=self._made_up, dtype=tensor.dtype)
+    def _first(self, func: Any, args: Any, kwargs: Any, given: list[torch.Tensor], signature: Any) -> Any:
+        """An operation that was not seen before: torch works out what comes of it."""
+        out = func(*args, **kwargs)
+        if _in_place(func) or _is_view(func):
+            self._known[signature] = ()
+            return out
+        below = given[0].shape[-1] if func in _CHOICES else 0
+        made = tuple(_Made(t.shape, t.stride(), t.dtype, below) for t in _tensors(out))
+        if all(isinstance(t, torch.Tensor) for t in (out if isinstance(out, tuple | list) else (out,))):
+            self._known[signature] = made
+        return tree_map_only(torch.Tensor, lambda t: self._settled(_Made(t.shape, t.stride(), t.dtype, below)), out)
+
+    def _again(self, known: tuple[_Made, ...], func: Any, args: Any, kwargs: Any) -> Any:
+        """The same without asking torch, as far as that can be."""
+        if _is_view(func):
+            with in_kernel_invocation_manager(self.fake):
+                out = func(*args, **kwargs)
+            return tree_map_only(torch.Tensor, lambda t: FakeTensor(self.fake, t, _HERE), out)
+        if not known:  # in place: what is changed is what comes out
+            return args[0] if func._schema.returns else None
+        out = tuple(map(self._settled, known))
+        single = len(func._schema.returns) == 1 and str(func._schema.returns[0].type) == "Tensor"
+        return out[0] if single else out if len(func._schema.returns) > 1 else list(out)
+
+    def _settled(self, made: _Made) -> torch.Tensor:
+        """The result of an operation on numbers that are not there: real where code may look at it, absent where it is
+        large."""
+        if math.prod(made.shape) <= SMALL:
+            if made.dtype == torch.bool:
+                return torch.zeros(made.shape, dtype=torch.bool)
+            if made.below and not made.dtype.is_floating_point:  # a float: the sorted values beside their places
+                return torch.randint(made.below, tuple(made.shape), generator=self._made_up, dtype=made.dtype)
+        return self._empty(made.shape, made.stride, made.dtype)
+
+
+class _Made(NamedTuple):
+    """A result; `below`: it is a place among so many."""
+
+    shape: Sequence[int]
+    stride: Sequence[int]
+    dtype: torch.dtype
+    below: int
 
 
 _CHOICES = {
@@ -150,10 +197,30 @@ def _scalar(tensor: torch.Tensor) -> Any:
     return 0.5 if tensor.is_floating_point() else False if tensor.dtype == torch.bool else 1
 
 
+def _signature(value: Any, given: list[torch.Tensor]) -> Any:
+    """All that the shapes of an operation's results hang on; its tensors are added to `given`."""
+    if isinstance(value, torch.Tensor):
+        given.append(value)
+        return value.shape, value.stride(), value.dtype, type(value)
+    if isinstance(value, tuple | list):
+        return tuple([_signature(part, given) for part in value])
+    return type(value), value
+
+
+def _tensors(out: Any) -> list[torch.Tensor]:
+    return [t for t in (out if isinstance(out, tuple | list) else (out,)) if isinstance(t, torch.Tensor)]
+
+
+def _large(tensor: torch.Tensor) -> bool:
+    return tensor.numel() > SMALL
+
+
+@cache
 def _in_place(func: Any) -> bool:
     return func._schema.is_mutable
 
 
+@cache
 def _is_view(func: Any) -> bool:
     return any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
 
@@ -212,13 +279,3 @@ _PRODUCTS: dict[Any, Callable[..., int]] = {
     _aten._scaled_dot_product_flash_attention_for_cpu.default: _attention(2),
     _aten._scaled_dot_product_flash_attention_for_cpu_backward.default: _attention(5),
 }
-
-
-@contextmanager
-def naming(ledger: Ledger, phase: str) -> Iterator[None]:
-    """What is done inside counts under `phase`."""
-    ledger.phase, before = phase, ledger.phase
-    try:
-        yield
-    finally:
-        ledger.phase = before

@@ -135,9 +135,7 @@ def _rehearsable(config: RunConfig) -> RunConfig:
 class _Stage:
     """The model in a ledger, and the pieces of a step that are played on it."""
 
-    def __init__(
-        self, config: RunConfig, rates: Rates, model: UnifiedModel, processes: Processes, fused: bool
-    ) -> None:
+    def __init__(self, config: RunConfig, rates: Rates, model: UnifiedModel, processes: Processes, fused: bool) -> None:
         self.config, self.rates, self.model, self.processes = config, rates, model, processes
         self.ledger = Ledger()
         self.parameters = sum(p.numel() for p in model.net.parameters())
