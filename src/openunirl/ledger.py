@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch._subclasses.fake_tensor import in_kernel_invocation_manager
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_map_only
 
 SMALL = 2**20
@@ -78,7 +78,8 @@ class Ledger(TorchDispatchMode):
 
     def absent(self, like: torch.Tensor) -> torch.Tensor:
         """A tensor of the shape, dtype and strides of `like`, without numbers; it counts as alive from here on."""
-        made = self._empty(like.shape, like.stride(), like.dtype)
+        with _disable_current_modes():
+            made = self._empty(like.shape, like.stride(), like.dtype)
         self._own(made)
         return made
 

@@ -319,7 +319,7 @@ class _Stage:
                 self.ledger.phase = f"{name} 0"
                 result = run(few)
             self._loop = ""
-            costs.append([self._taken(phase, held) for phase in sorted(self.ledger.phases)])
+            costs.append([self._taken(f"{name} {moment}", held) for moment in range(3)])
         self.ledger.phases.clear()
         parts = [_continued(list(same), passes) for same in zip(*costs, strict=True)]
         return result, Cost(
