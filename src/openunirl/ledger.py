@@ -110,6 +110,10 @@ class Ledger(TorchDispatchMode):
 
     # --------------------------------------------------------------------------------------------- operations
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled in here, and torch's guard against it takes as long as an operation
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, given = kwargs or {}, []
         if func is _prim.device.default:

@@ -5,12 +5,11 @@
 In: a RunConfig, the rates of a machine. Out: a Rehearsal: what is held throughout, and for each phase the most that is
 held beside it, multiply-adds and seconds. One process; plan.py spreads it over several.
 
-Departures from a real step, each to save time and none of memory that counts: 1. a sampler's loop is run for 2, 3 and 4
-passes and continued from there (its work is a polynomial of degree 2 in their number, its memory grows evenly);
-2. sampled images and answers are made up for what follows, answers as long as they may be, and all judged right, so
-that SFT keeps every image; 3. of more than two parts of a batch two are taken (from the second on gradients are there);
-4. sources of reward other than the model itself are left out, and so is torch.compile; 5. matrices are not packed for a
-CPU (packed_linear.py), and the attention kernel is the CPU's.
+Departures from a real step: 1. a sampler's loop is left after 4 passes and continued from the last two (the work of a
+pass and what it holds grow evenly with its number); 2. sampled images and answers are made up for what follows, answers
+as long as they may be, and all judged right, so that SFT keeps every image; 3. of several parts of a batch one is
+taken, with the gradients of an earlier one there; 4. sources of reward other than the model itself are left out, and so
+is torch.compile; 5. matrices are not packed for a CPU (packed_linear.py), and the attention kernel is the CPU's.
 
 Shapes: B images, N image tokens, Q answers, T answer tokens.
 """
@@ -20,10 +19,11 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -41,10 +41,14 @@ from openunirl.rollout import roll_out
 from openunirl.run import Run, prompts_of_run, set_up
 from openunirl.tasks.worlds import WORLDS
 from openunirl.train import train_step
-from openunirl.types import AnswerRollout, ImageRollout, ImageSampling, Match
+from openunirl.types import AnswerRollout, ImageRollout, ImageSampling, Match, Prompt
 
 DRAWING, ANSWERING, SCORING, UPDATE, OPTIMIZER = "drawing", "answering", "scoring", "update", "optimizer"
-_FEW = (2, 3, 4)  # passes of a loop that are really taken
+_TAKEN = 4  # passes of a loop
+
+
+class _EnoughError(Exception):
+    """Leaves a sampler's loop."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +66,9 @@ class Cost:
     beside: int
     madds: float
     seconds: float
+
+    def times(self, count: float) -> Cost:
+        return replace(self, madds=self.madds * count, seconds=self.seconds * count)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,21 +184,10 @@ class _Stage:
         prompts = prompts_of_run(config, world, 1)
         self._make_moments()
         held = self.ledger.live
-        drawing = self._draw([prompt.prompt for prompt in prompts])
-        short, answering = self._answer(prompts)
-        plain: Any = self.model
-        answered = 0
-
-        def sample_images(prompts: Sequence[str], seeds_B: torch.Tensor, sampling: ImageSampling) -> ImageRollout:
-            return _made_up_images(self.model, prompts, seeds_B, sampling)
-
-        def sample_answers(images: Any, questions: Any, seeds_Q: torch.Tensor, sampling: Any) -> AnswerRollout:
-            nonlocal answered
-            answered += 1
-            return _made_up_answers(short, tuple(questions), sampling.max_new_tokens)
-
-        plain.sample_images, plain.sample_answers = sample_images, sample_answers
-        with self.ledger:
+        with self._made_up() as asked:
+            roll_out(self.model, prompts, config.rollout, seed=0, step=1)
+        drawing, answering = self._draw(prompts), self._answer(*asked[0])
+        with self._made_up(), self.ledger:
             self._begin(SCORING)
             if config.reward.soft_judges:  # the judges see the whole batch at once
                 rollout = roll_out(self.model, prompts, config.rollout, seed=0, step=1)
@@ -199,9 +195,9 @@ class _Stage:
                 del rollout
         judged = self._taken(SCORING, held).beside
         self.ledger.phases.clear()
-        shrunk, times = _shrunk(config)
+        part, times = _one_part(config)
         run = Run(
-            config=shrunk,
+            config=part,
             folder=Path(),
             model=self.model,
             optimizer=self.optimizer,
@@ -210,20 +206,20 @@ class _Stage:
             first_step=1,
             prompts=prompts,
         )
-        answered = 0
-        with self.ledger:
+        with self._made_up() as asked, self.ledger:
             self._begin(SCORING)
-            train_step(run, prompts[: shrunk.rollout.num_prompts], 1)
-        found = {name: self._taken(name, held, times) for name in (SCORING, UPDATE)}
-        found[SCORING] = replace(found[SCORING], beside=max(found[SCORING].beside, judged))
+            if times > 1:
+                self._make_gradients()
+            train_step(run, prompts[: part.rollout.num_prompts], 1)
+        early = self.gradients if times > 1 else 0  # they are there while the base scores, but were not in a real step
         phases = {
             DRAWING: drawing,
-            ANSWERING: replace(answering, madds=answering.madds * answered, seconds=answering.seconds * answered),
-            **found,
-            OPTIMIZER: self._taken(OPTIMIZER, held),
+            ANSWERING: answering.times(len(asked)),
+            SCORING: self._taken(SCORING, held + early, times),
+            UPDATE: self._taken(UPDATE, held + self.gradients, times),
+            OPTIMIZER: self._taken(OPTIMIZER, held + self.gradients),
         }
-        for name in (UPDATE, OPTIMIZER):
-            phases[name] = replace(phases[name], beside=phases[name].beside - self.gradients)
+        phases[SCORING] = replace(phases[SCORING], beside=max(phases[SCORING].beside, judged))
         largest, loose = self.units
         return Rehearsal(
             parameters=self.parameters,
@@ -235,23 +231,40 @@ class _Stage:
             optimizer=held - self.weights - self.tokenizer - self.base,
             largest=largest,
             loose=loose,
-            phases={name: replace(cost, beside=max(0, cost.beside)) for name, cost in phases.items()},
+            phases=phases,
         )
 
     # ------------------------------------------------------------------------------------------------- phases
 
     def _begin(self, phase: str) -> None:
         if phase == OPTIMIZER:
-            trained = [p for p in self.model.net.parameters() if p.grad is not None]
-            self.gradients = sum(p.numel() * p.element_size() for p in trained)
+            self.gradients = sum(_size(p) for p in self.model.net.parameters() if p.grad is not None)
         self.ledger.phase = phase
 
+    @contextmanager
+    def _made_up(self) -> Iterator[list[Any]]:
+        """Inside it images and answers come from nowhere; yields what was asked of the sampler of answers."""
+        plain, asked = cast(Any, self.model), []
+
+        def sample_answers(*given: Any) -> AnswerRollout:
+            asked.append(given)
+            return _made_up_answers(given[1], given[-1].max_new_tokens)
+
+        plain.sample_images = partial(_made_up_images, self.model)
+        plain.sample_answers = sample_answers
+        try:
+            yield asked
+        finally:
+            del plain.sample_images, plain.sample_answers
+
     def _at_forward(self, *_: Any) -> None:
-        if self._loop:
-            self.ledger.phase = f"{self._loop} {min(self._passes, 2)}"
-            self._passes += 1
-        else:
+        if not self._loop:
             self.ledger.phase = UPDATE if torch.is_grad_enabled() else SCORING
+            return
+        if self._passes == _TAKEN:
+            raise _EnoughError
+        self.ledger.phase = f"{self._loop} {self._passes}"
+        self._passes += 1
 
     def _taken(self, phase: str, held: int, times: float = 1.0) -> Cost:
         found = self.ledger.phases[phase]
@@ -261,117 +274,90 @@ class _Stage:
     def _make_moments(self) -> None:
         """The optimizer's state as it is after a first step."""
         with self.ledger:
-            for weight in self.model.net.parameters():
-                if weight.requires_grad:
-                    weight.grad = self.ledger.absent(weight.detach())
+            self._make_gradients()
             self.optimizer.step()
             self.optimizer.zero_grad()
         self.ledger.phases.clear()
 
+    def _make_gradients(self) -> None:
+        for weight in self.model.net.parameters():
+            if weight.requires_grad:
+                weight.grad = self.ledger.absent(weight.detach())
+
     # -------------------------------------------------------------------------------------------------- loops
 
-    def _draw(self, texts: Sequence[str]) -> Cost:
+    def _draw(self, prompts: Sequence[Prompt]) -> Cost:
         """All images of a step, in batches as rollout.py makes them."""
         rollout = self.config.rollout
-        every = [text for text in texts for _ in range(rollout.num_generations)]
+        every = [prompt.prompt for prompt in prompts for _ in range(rollout.num_generations)]
         batch = every[: rollout.batch_size]
         seeds_B, sampling = key(0, torch.arange(len(batch))), rollout.drawing
-        in_turn, whole = self.model.draws_tokens_in_turn, self.model.num_image_tokens
-        drawn_by = self.model.reference if rollout.drawn_by == "base" else _nobody_else
+        # the first pass over prompts also gives the first token of all
+        passes = self.model.num_image_tokens if self.model.draws_tokens_in_turn else 1 + sampling.num_timesteps
 
-        def draw(passes: int) -> None:
-            if in_turn:
-                self.model.num_image_tokens = passes
-            with drawn_by():
-                self.model.sample_images(
-                    batch, seeds_B, sampling if in_turn else replace(sampling, num_timesteps=passes)
-                )
+        def draw() -> None:
+            with self.model.reference() if rollout.drawn_by == "base" else nullcontext():
+                self.model.sample_images(batch, seeds_B, sampling)
 
-        try:
-            _, cost = self._loop_of(DRAWING, draw, whole if in_turn else sampling.num_timesteps)
-        finally:
-            self.model.num_image_tokens = whole
-        times = len(every) / len(batch)
-        return replace(cost, madds=cost.madds * times, seconds=cost.seconds * times)
+        return self._loop_of(DRAWING, draw, passes).times(len(every) / len(batch))
 
-    def _answer(self, prompts: Any) -> tuple[AnswerRollout, Cost]:
-        """All answers of a step at once, and a few tokens of each to go on with."""
-        plain: Any = self.model
-        sampler, found = plain.sample_answers, []
-        plain.sample_images = lambda p, s, sampling: _made_up_images(self.model, p, s, sampling)
-        plain.sample_answers = lambda *given: found.append(given) or _NOTHING
-        roll_out(self.model, prompts, self.config.rollout, seed=0, step=1)
-        del plain.sample_images, plain.sample_answers
-        images, questions, seeds_Q, sampling = found[0]
+    def _answer(self, *asked: Any) -> Cost:
+        """All answers of a step at once. The first pass sees the images, the second the questions."""
+        return self._loop_of(ANSWERING, lambda: self.model.sample_answers(*asked), 1 + asked[-1].max_new_tokens)
 
-        def answer(passes: int) -> AnswerRollout:
-            return sampler(images, questions, seeds_Q, replace(sampling, max_new_tokens=passes))
-
-        return self._loop_of(ANSWERING, answer, sampling.max_new_tokens)
-
-    def _loop_of(self, name: str, run: Callable[[int], Any], passes: int) -> tuple[Any, Cost]:
-        """The result of a few passes, and the cost of as many as there are."""
-        held, costs, result = self.ledger.live, [], None
-        for few in _FEW:
-            self.ledger.phases.clear()
-            self._loop, self._passes = name, 0
-            with self.ledger:
-                self.ledger.phase = f"{name} 0"
-                result = run(few)
-            self._loop = ""
-            costs.append([self._taken(f"{name} {moment}", held) for moment in range(3)])
+    def _loop_of(self, name: str, work: Callable[[], object], passes: int) -> Cost:
+        """The cost of so many passes, from the first few of them."""
+        held = self.ledger.live
+        self._loop, self._passes = name, 0
+        with self.ledger, suppress(_EnoughError):
+            self.ledger.phase = f"{name} 0"
+            work()
+        self._loop = ""
+        taken = [self._taken(f"{name} {number}", held) for number in range(min(self._passes, passes))]
         self.ledger.phases.clear()
-        parts = [_continued(list(same), passes) for same in zip(*costs, strict=True)]
-        return result, Cost(
-            beside=max(part.beside for part in parts),
-            madds=sum(part.madds for part in parts),
-            seconds=sum(part.seconds for part in parts),
-        )
+        gc.collect()  # the frames of a loop that was left
+        return _continued(taken, passes)
 
 
-_NOTHING: Any = None
-
-
-@contextmanager
-def _nobody_else() -> Iterator[None]:
-    yield
-
-
-def _continued(few: Sequence[Cost], passes: int) -> Cost:
-    """The cost of so many passes, from those of _FEW."""
-    first, further = _FEW[0], passes - _FEW[0]
-
-    def polynomial(a: float, b: float, c: float) -> float:
-        return a + further * (b - a) + further * (further - 1) / 2 * (c - 2 * b + a)
-
-    assert _FEW == (first, first + 1, first + 2)
+def _continued(taken: Sequence[Cost], passes: int) -> Cost:
+    """The sum of all passes, those beyond `taken` growing as the last two of them do."""
+    further = passes - len(taken)
+    total = Cost(
+        beside=max(cost.beside for cost in taken),
+        madds=sum(cost.madds for cost in taken),
+        seconds=sum(cost.seconds for cost in taken),
+    )
+    if not further:
+        return total
+    before, last = taken[-2:]
+    grown = further * (further + 1) / 2
     return Cost(
-        beside=max(0, few[1].beside + (passes - _FEW[1]) * (few[2].beside - few[1].beside)),
-        madds=polynomial(*(cost.madds for cost in few)),
-        seconds=polynomial(*(cost.seconds for cost in few)),
+        beside=max(total.beside, last.beside + further * (last.beside - before.beside)),
+        madds=total.madds + further * last.madds + grown * (last.madds - before.madds),
+        seconds=total.seconds + further * last.seconds + grown * (last.seconds - before.seconds),
     )
 
 
-def _shrunk(config: RunConfig) -> tuple[RunConfig, float]:
-    """A batch of at most two parts of the same size, and how many of them the real one has."""
+def _one_part(config: RunConfig) -> tuple[RunConfig, float]:
+    """A batch as large as one of the parts that the real one is split into, and how many of them there are."""
     rollout, parts = config.rollout, config.optim.gradient_accumulation_steps
     images = rollout.num_prompts * rollout.num_generations
     size = math.ceil(images / parts)
-    if 2 * size >= images:
-        return config, 1.0
-    group = min(rollout.num_generations, 2 * size)
-    prompts = min(rollout.num_prompts, math.ceil(2 * size / group))
+    group = min(rollout.num_generations, size)
+    prompts = math.ceil(size / group)
     few = replace(rollout, num_prompts=prompts, num_generations=group)
-    optim = replace(config.optim, gradient_accumulation_steps=max(1, prompts * group // size))
+    optim = replace(config.optim, gradient_accumulation_steps=1)
     return replace(config, rollout=few, optim=optim), images / (prompts * group)
 
 
 def _units(model: UnifiedModel) -> tuple[int, int]:
     """Bytes of the largest unit that sharding gathers by itself, and of what is gathered with the root."""
-    units = sharded.units(model.net, model.trunk)
-    sizes = [sum(p.numel() * p.element_size() for p in unit.parameters()) for unit in units]
-    whole = sum(p.numel() * p.element_size() for p in model.net.parameters())
-    return max(sizes), whole - sum(sizes)
+    sizes = [sum(map(_size, unit.parameters())) for unit in sharded.units(model.net, model.trunk)]
+    return max(sizes), sum(map(_size, model.net.parameters())) - sum(sizes)
+
+
+def _size(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 # -------------------------------------------------------------------------------------------------- made up
@@ -397,15 +383,13 @@ def _made_up_images(
     )
 
 
-def _made_up_answers(short: AnswerRollout, questions: Any, longest: int) -> AnswerRollout:
-    """Answers as long as may be, from the few tokens that were drawn."""
-    count, few = len(questions), short.tokens_QT.shape[1]
-    rows_Q, columns_T = torch.arange(count) % len(short.tokens_QT), torch.arange(longest) % few
-    shape = (count, longest)
+def _made_up_answers(questions: Any, longest: int) -> AnswerRollout:
+    """Answers as long as may be, of a token that is a word."""
+    shape = (len(questions), longest)
     return AnswerRollout(
         questions=questions,
-        texts=("",) * count,
-        tokens_QT=short.tokens_QT[rows_Q][:, columns_T],
+        texts=("",) * len(questions),
+        tokens_QT=torch.ones(shape, dtype=torch.int64),
         mask_QT=torch.ones(shape, dtype=torch.bool),
         logprobs_QT=torch.zeros(shape),
     )

@@ -4,7 +4,7 @@ In: a ModelConfig. Out: an adapter whose weights lie on torch's meta device. A b
 sizes itself; published ones have them here, so that `openunirl plan` needs neither weights nor network.
 
 Sources, recalled from the published configurations and not downloaded again:
-* Show-o: Phi-1.5 (hidden 2048, 24 layers, 32 heads, MLP 8192), 58,498 entries; MAGVIT-v2 as magvit.py has it by default.
+* Show-o: Phi-1.5 (hidden 2048, 24 layers, 32 heads, MLP 8192), 58,498 entries; MAGVIT-v2 as magvit.py has it.
 * Janus-1.3B, Janus-Pro-1B: Llama 2048 x 24, 16 heads, MLP 5632; Janus-Pro-7B: 4096 x 30, 32 heads, MLP 11008; all:
   102,400 entries, SigLIP-L at 384 px in patches of 16, VQ-16 with 16,384 codes of 8 dimensions.
 
