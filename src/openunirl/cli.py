@@ -1,12 +1,12 @@
 """The command line: one frozen dataclass and one function per subcommand, and COMMANDS, which names them.
 
-In: argv. Out: an exit code - 0 done, 1 the run failed, 2 the command line was wrong, 3 a plan that does not fit, 130
-interrupted - and, for
-anything but 0, one sentence on stderr that names the thing and the fix (OPENUNIRL_TRACEBACK=1: the traceback, too).
+In: argv. Out: an exit code - 0 done, 1 the run failed, 2 the command line was wrong, 3 a plan does not fit, 130
+interrupted - and, for 1, 2 and 130, one sentence on stderr that names the thing and the fix (OPENUNIRL_TRACEBACK=1: the
+traceback, too).
 flags.py reads argv. Nothing here imports torch, transformers or accelerate before the command line is read: handlers
 are imported inside the functions that call them.
-To add a command: its arguments and its function (train, plan and pretrain are here, the others in commands.py), and one line
-in COMMANDS.
+To add a command: its arguments and its function (train, plan and pretrain are here, the others in commands.py), and one
+line in COMMANDS.
 """
 
 from __future__ import annotations
@@ -214,9 +214,7 @@ COMMANDS: dict[str, Command] = {
         run=train,
         again=_continue_train,
     ),
-    "plan": Command(
-        wants="PRESET", summary="Say whether a training run fits its GPUs, and what a step takes", run=plan
-    ),
+    "plan": Command(wants="PRESET", summary="Say whether a run fits its GPUs, and how long a step takes", run=plan),
     "pretrain": Command(wants="NAME", summary="Train a tiny base model from nothing", run=pretrain),
     "evaluate": Command(
         wants="MODEL",

@@ -71,7 +71,11 @@ def _janus(hidden: int, layers: int, heads: int, mlp: int) -> Callable[[ModelCon
 
     def make(source: ModelConfig) -> Janus:
         special = (janus_prompting.PLACEHOLDER, janus_prompting.BEGIN_IMAGE, janus_prompting.END_IMAGE)
-        named = {"bos_token": janus_prompting.BOS, "eos_token": janus_prompting.EOS, "pad_token": janus_prompting.PAD}
+        named: Any = {
+            "bos_token": janus_prompting.BOS,
+            "eos_token": janus_prompting.EOS,
+            "pad_token": janus_prompting.PAD,
+        }
         added = (*named.values(), *janus_prompting.TAGGED_ROLES, *special)
         tokenizer = counting_tokenizer(rows - len(added))
         tokenizer.add_special_tokens(named)

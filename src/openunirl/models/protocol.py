@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from PIL import Image
@@ -73,12 +73,16 @@ class UnifiedModel(Protocol):
     reference_net: nn.Module | None  # set by freeze_reference
     num_codes: int  # V
     num_image_tokens: int  # N
-    draws_tokens_in_turn: ClassVar[bool]  # one pass for each image token, else one for each of num_timesteps
     base_moved: bool  # whether the frozen base is no longer the model that was loaded
 
     @property
     def trunk(self) -> str:
         """The dotted name, in `net`, of what holds the decoder's `layers`."""
+        ...
+
+    @property
+    def draws_tokens_in_turn(self) -> bool:
+        """Whether drawing takes a pass for each image token, and not for each of `num_timesteps`."""
         ...
 
     @property
