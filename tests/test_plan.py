@@ -145,8 +145,9 @@ def test_what_is_on_already_is_not_advised():
 
 
 def test_the_command_says_what_fits_and_what_does_not(capsys, monkeypatch):
-    few = "--rollout.num-prompts 1 --rollout.num-generations 2 --rollout.sampling.num-timesteps 2 --rollout.num-questions 1"
-    assert main(["plan", "tiny-showo-grpo", *few.split()]) == 0
+    few = "num-prompts 1 num-generations 2 sampling.num-timesteps 2 num-questions 1 max-new-tokens 2".split()
+    flags = [f"--rollout.{part}" if i % 2 == 0 else part for i, part in enumerate(few)]
+    assert main(["plan", "tiny-showo-grpo", *flags]) == 0
     assert "fits 24.00 GB" in capsys.readouterr().out
     monkeypatch.setattr("openunirl.plan.plan", lambda *_: False)
     assert main(["plan", "tiny-showo-grpo"]) == DOES_NOT_FIT
@@ -158,7 +159,7 @@ def test_the_command_says_what_fits_and_what_does_not(capsys, monkeypatch):
         (["tiny-showo-grop"], "did you mean tiny-showo-grpo"),
         (
             ["tiny-showo-grpo", "--memory", "lots"],
-            "--memory wants a size above 0 in MB, GB, MiB or GiB, such as 24GB, not",
+            "in MB, GB, MiB or GiB, such as 24GB, not 'lots'",
         ),
         (["tiny-showo-grpo", "--memory", "0GB"], "--memory wants a size above 0"),
         (["tiny-showo-grpo", "--gpus", "0"], "--gpus is 0, wanted at least 1"),

@@ -5,7 +5,8 @@ storage counts from the operation that makes it until the last tensor, the autog
 a peak is that of torch's own allocator; what a kernel takes for itself while it runs is not in it.
 
 Whole numbers and truths that code decides by (ids, masks, lengths, which token was drawn) are real. Where a decision
-hangs on a number that is not there, one is made up: a token at random, a comparison is false, a loss is one half.
+hangs on a number that is not there, one is made up: of places the second (an answer's token that does not end it), a
+comparison is false, a loss is one half.
 
 Shapes: m, k, n of a product [m, k] x [k, n]: m*k*n multiply-adds.
 """
@@ -72,7 +73,6 @@ class Ledger(TorchDispatchMode):
         self._held: dict[int, int] = {}
         self._known: dict[Any, tuple[_Made, ...]] = {}
         self._costs: dict[Any, tuple[int, int]] = {}
-        self._made_up = torch.Generator().manual_seed(0)
 
     # ------------------------------------------------------------------------------------------ tensors in it
 
@@ -173,7 +173,7 @@ class Ledger(TorchDispatchMode):
             if made.dtype == torch.bool:
                 return torch.zeros(made.shape, dtype=torch.bool)
             if made.below and not made.dtype.is_floating_point:  # a float: the sorted values beside their places
-                return torch.randint(made.below, tuple(made.shape), generator=self._made_up, dtype=made.dtype)
+                return torch.full(made.shape, min(1, made.below - 1), dtype=made.dtype)
         return self._empty(made.shape, made.stride, made.dtype)
 
 
