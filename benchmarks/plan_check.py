@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 CLOSE = 0.15  # of what was measured
 LEAN = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0"}
@@ -28,7 +29,7 @@ ROWS = [
 ]
 
 
-def config_of(method: str, how: str, images: int):
+def config_of(method: Any, how: str, images: int):
     from openunirl.config import LoraConfig, LossConfig, ModelConfig, OptimConfig, RolloutConfig, RunConfig, TrainConfig
     from openunirl.types import ImageSampling
 

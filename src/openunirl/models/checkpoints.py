@@ -105,7 +105,7 @@ def load_strictly(
     """
     check_fit(module, state, source, optional)
     for name, weight in state.items():
-        if weight.is_floating_point() and not bool(weight.isfinite().all()):
+        if weight.is_floating_point() and not weight.is_meta and not bool(weight.isfinite().all()):
             raise UnreadableWeights(
                 f"the weight {name} of {source} is not finite, so every result would be worthless: take a checkpoint "
                 "that was saved earlier, or get the file again"
