@@ -99,6 +99,9 @@ def test_real_numbers_stay_real_and_decisions_are_made_up():
         tokens = logits.argmax(-1)
         assert all(0 <= token < 50 for token in tokens.tolist())
         assert not bool((logits > 0).any())
+        assert bool(logits.isfinite().all()) and not bool(logits.isnan().any())
+        large = absent(ledger, 2000, 2000)
+        assert bool(large.isfinite().all()) and not bool(large.isnan().any())
         assert float(logits.mean()) == 0.5
 
 

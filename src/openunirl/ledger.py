@@ -6,7 +6,7 @@ a peak is that of torch's own allocator; what a kernel takes for itself while it
 
 Whole numbers and truths that code decides by (ids, masks, lengths, which token was drawn) are real. Where a decision
 hangs on a number that is not there, one is made up: of places the second (an answer's token that does not end it), a
-comparison is false, a loss is one half.
+number is finite, any other comparison is false, a loss is one half.
 
 Shapes: m, k, n of a product [m, k] x [k, n]: m*k*n multiply-adds.
 """
@@ -149,10 +149,14 @@ class Ledger(TorchDispatchMode):
             self._known[signature] = ()
             return out
         below = given[0].shape[-1] if func in _CHOICES else 0
-        made = tuple(_Made(t.shape, t.stride(), t.dtype, below) for t in _tensors(out))
+
+        def told(t: torch.Tensor) -> _Made:
+            return _Made(t.shape, t.stride(), t.dtype, below, func in _TRUE)
+
+        made = tuple(map(told, _tensors(out)))
         if all(isinstance(t, torch.Tensor) for t in (out if isinstance(out, tuple | list) else (out,))):
             self._known[signature] = made
-        return tree_map_only(torch.Tensor, lambda t: self._settled(_Made(t.shape, t.stride(), t.dtype, below)), out)
+        return tree_map_only(torch.Tensor, lambda t: self._settled(told(t)), out)
 
     def _again(self, known: tuple[_Made, ...], func: Any, args: Any, kwargs: Any) -> Any:
         """The same without asking torch, as far as that can be."""
@@ -171,19 +175,20 @@ class Ledger(TorchDispatchMode):
         large."""
         if math.prod(made.shape) <= SMALL:
             if made.dtype == torch.bool:
-                return torch.zeros(made.shape, dtype=torch.bool)
+                return torch.full(made.shape, made.true)
             if made.below and not made.dtype.is_floating_point:  # a float: the sorted values beside their places
                 return torch.full(made.shape, min(1, made.below - 1), dtype=made.dtype)
         return self._empty(made.shape, made.stride, made.dtype)
 
 
 class _Made(NamedTuple):
-    """A result; `below`: it is a place among so many."""
+    """A result; `below`: it is a place among so many; `true`: what it says where it is a truth."""
 
     shape: Sequence[int]
     stride: Sequence[int]
     dtype: torch.dtype
     below: int
+    true: bool
 
 
 _CHOICES = {
@@ -195,6 +200,8 @@ _CHOICES = {
     _aten.topk.default,
 }
 """Operations that pick a place in the last dimension of their first argument."""
+_TRUE = {_aten.all.default, _aten.eq.Tensor, _aten.ne.Scalar}
+"""Truths that torch.isfinite is made of: x equals itself and is not infinite, all over."""
 
 
 def _scalar(tensor: torch.Tensor) -> Any:

@@ -164,7 +164,6 @@ class _Stage:
             for group in made.param_groups:
                 group["foreach"] = fused
             made.register_step_pre_hook(lambda *_: self._begin(OPTIMIZER))
-            made.register_step_post_hook(lambda *_: self._begin(""))
             return made
 
         plain: Any = model
