@@ -22,7 +22,7 @@ FOUND = Rehearsal(
     largest=GB // 10, loose=GB // 5,
     phases={name: Cost(beside=2 * GB, madds=1, seconds=1) for name in (DRAWING, ANSWERING, SCORING, UPDATE, OPTIMIZER)},
 )  # fmt: skip
-SMALL = RolloutConfig(num_prompts=2, num_generations=2, max_new_tokens=4)
+SMALL = RolloutConfig(num_prompts=2, num_generations=2, max_new_tokens=5)
 
 
 def small(name="tiny-showo-grpo", **parts):

@@ -19,7 +19,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
@@ -64,6 +64,9 @@ class Ledger(TorchDispatchMode):
     Example: with ledger: work(); ledger.phases["update"].peak
     """
 
+    _known: ClassVar[dict[Any, tuple[_Made, ...]]] = {}  # what torch said of operations on shapes, for all ledgers
+    _costs: ClassVar[dict[Any, tuple[int, int]]] = {}
+
     def __init__(self) -> None:
         super().__init__()
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
@@ -71,8 +74,6 @@ class Ledger(TorchDispatchMode):
         self.phase = ""
         self.live = 0
         self._held: dict[int, int] = {}
-        self._known: dict[Any, tuple[_Made, ...]] = {}
-        self._costs: dict[Any, tuple[int, int]] = {}
 
     # ------------------------------------------------------------------------------------------ tensors in it
 
