@@ -75,7 +75,8 @@ def measure(family: str, method: str, how: str, images: int, seed: int) -> int:
     from openunirl.distributed import Processes
     from openunirl.models import packed_linear
     from openunirl.optim import build_optimizer
-    from openunirl.run import Run, prompts_of_run, set_up
+    from openunirl.run import Run, set_up
+    from openunirl.run_world import prompts_of_run
     from openunirl.tasks.worlds import WORLDS
     from openunirl.train import train_step
 

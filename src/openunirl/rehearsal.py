@@ -38,7 +38,8 @@ from openunirl.models.protocol import UnifiedModel
 from openunirl.optim import build_optimizer
 from openunirl.rewards import score
 from openunirl.rollout import roll_out
-from openunirl.run import Run, prompts_of_run, set_up
+from openunirl.run import Run, set_up
+from openunirl.run_world import prompts_of_run
 from openunirl.tasks.worlds import WORLDS
 from openunirl.train import train_step
 from openunirl.types import AnswerRollout, ImageRollout, ImageSampling, Match, Prompt
