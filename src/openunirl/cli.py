@@ -1,11 +1,12 @@
 """The command line: one frozen dataclass and one function per subcommand, and COMMANDS, which names them.
 
-In: argv. Out: an exit code - 0 done, 1 the run failed, 2 the command line was wrong, 130 interrupted - and, for
-anything but 0, one sentence on stderr that names the thing and the fix (OPENUNIRL_TRACEBACK=1: the traceback, too).
+In: argv. Out: an exit code - 0 done, 1 the run failed, 2 the command line was wrong, 3 a plan does not fit, 130
+interrupted - and, for 1, 2 and 130, one sentence on stderr that names the thing and the fix (OPENUNIRL_TRACEBACK=1: the
+traceback, too).
 flags.py reads argv. Nothing here imports torch, transformers or accelerate before the command line is read: handlers
 are imported inside the functions that call them.
-To add a command: its arguments and its function (train and pretrain are here, the others in commands.py), and one line
-in COMMANDS.
+To add a command: its arguments and its function (train, plan and pretrain are here, the others in commands.py), and one
+line in COMMANDS.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import json
+import math
 import os
 import shlex
 import shutil
@@ -22,7 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import tyro
 
@@ -34,6 +36,9 @@ from openunirl.flags import FLAT, HELP, UsageError, parse, unknown
 from openunirl.presets import BUNDLED, PRESETS, TINY
 from openunirl.presets_real import PUBLISHED
 from openunirl.provenance import ABOUT_A_RUN
+
+DOES_NOT_FIT = 3
+"""The exit code of a plan that does not fit; 0: it fits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,31 +71,21 @@ class TrainArguments:
     run: Annotated[RunConfig, FLAT]
 
 
+T = TypeVar("T", bound=TrainArguments)
+
+
 def train(argv: list[str]) -> None:
     """A run directory, or the continuation of one."""
-    args = _read_train(argv)
+    args = read_run(TrainArguments, argv, "train")
     check_model(args.run.model.weights)
     from openunirl.train import train as handler
 
     handler(args.run, resume=args.resume, command=shlex.join(["openunirl", "train", *argv]))
 
 
-def _read_train(argv: list[str]) -> TrainArguments:
-    prog, wants = "openunirl train", COMMANDS["train"].wants
-    # The defaults depend on the preset, which may stand anywhere: a first reading finds it, the second one counts.
-    blank = TrainArguments(run=RunConfig(model=ModelConfig(weights=""), output_dir=""))
-    asked = parse(TrainArguments, [a for a in argv if a not in HELP], blank, prog, wants)
-    if asked.preset is None and asked.config is None and any(a in HELP for a in argv):
-        start = RunConfig(model=ModelConfig(weights="the preset's"))
-    else:
-        start = starting_point(asked)
-    default = TrainArguments(preset=asked.preset, run=start)
-    return parse(TrainArguments, argv, default, prog, wants, f"Presets: {', '.join(PRESETS)}")
-
-
 def _continue_train(argv: list[str]) -> str:
     """The exact command, once there is a run to continue."""
-    folder = Path(_read_train(argv).run.output_dir)
+    folder = Path(read_run(TrainArguments, argv, "train").run.output_dir)
     if not (folder / "config.json").exists():
         return "start it again with the same command"
     return f"continue with: {shlex.join([*_program(), 'train', '--output-dir', str(folder), '--resume'])}"
@@ -107,7 +102,21 @@ def _program() -> list[str]:
     return ["openunirl" if found and Path(found).resolve() == Path(called).resolve() else called]
 
 
-def starting_point(asked: TrainArguments) -> RunConfig:
+def read_run(kind: type[T], argv: list[str], name: str) -> T:
+    """The arguments of a command about a run. Errors: UsageError."""
+    prog, wants = f"openunirl {name}", COMMANDS[name].wants
+    # The defaults depend on the preset, which may stand anywhere: a first reading finds it, the second one counts.
+    blank = kind(run=RunConfig(model=ModelConfig(weights=""), output_dir=""))
+    asked = parse(kind, [a for a in argv if a not in HELP], blank, prog, wants)
+    if asked.preset is None and asked.config is None and any(a in HELP for a in argv):
+        start = RunConfig(model=ModelConfig(weights="the preset's"))
+    else:
+        start = starting_point(asked, prog)
+    default = kind(preset=asked.preset, run=start)
+    return parse(kind, argv, default, prog, wants, f"Presets: {', '.join(PRESETS)}")
+
+
+def starting_point(asked: TrainArguments, prog: str) -> RunConfig:
     """What the flags change: the file, the resumed run's own configuration, or the preset, in this order."""
     if asked.preset is not None and asked.config is not None:
         raise UsageError(f"give the preset {asked.preset} or --config {asked.config}, not both")
@@ -122,7 +131,7 @@ def starting_point(asked: TrainArguments) -> RunConfig:
     if asked.resume and folder and (Path(folder) / "config.json").exists():
         return dataclasses.replace(read_config(Path(folder) / "config.json"), output_dir=folder)
     if start is None:
-        raise UsageError(f"openunirl train wants a PRESET ({', '.join(PRESETS)}) or --config FILE")
+        raise UsageError(f"{prog} wants a PRESET ({', '.join(PRESETS)}) or --config FILE")
     return start
 
 
@@ -143,6 +152,50 @@ def read_config(path: Path) -> RunConfig:
         raise UsageError(f"{path} cannot be used as a configuration: {sentence(error)}") from None
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlanArguments(TrainArguments):
+    """Says whether training a PRESET fits its GPUs, how long a step takes, and what to change; trains nothing and needs
+    neither weights nor network. Takes every flag of `train`. Exit code 3: it does not fit."""
+
+    gpus: int = 1
+    """GPUs, one process each."""
+    memory: str = "24GB"
+    """Memory of each GPU."""
+    tflops: float = 312.0
+    """Peak rate of a GPU's matrix products, in 10^12 operations a second (A100 in bf16: 312; in float32: 19.5)."""
+    bandwidth: float = 2.0
+    """Peak rate of a GPU's memory, in 10^12 bytes a second (A100: 2.0)."""
+    utilization: float = 0.4
+    """Share of both rates that is reached."""
+
+
+def plan(argv: list[str]) -> None:
+    """A table on stdout."""
+    args = read_run(PlanArguments, argv, "plan")
+    check_model(args.run.model.weights)
+    if args.gpus < 1:
+        raise UsageError(f"--gpus is {args.gpus}, wanted at least 1")
+    for name, largest in (("tflops", math.inf), ("bandwidth", math.inf), ("utilization", 1.0)):
+        if not 0 < (value := getattr(args, name)) <= largest:
+            raise UsageError(f"--{name} is {value}, wanted above 0" + (" and at most 1" if largest == 1 else ""))
+    from openunirl.plan import Machine, parse_memory
+    from openunirl.plan import plan as handler
+
+    try:
+        memory = parse_memory(args.memory)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    machine = Machine(
+        gpus=args.gpus,
+        memory=memory,
+        tflops=args.tflops,
+        bandwidth=args.bandwidth,
+        utilization=args.utilization,
+    )
+    if not handler(args.run, machine):
+        raise SystemExit(DOES_NOT_FIT)
+
+
 def pretrain(argv: list[str]) -> None:
     """A folder with a tiny base model; prints it."""
     default = PretrainConfig(name=tyro.MISSING)
@@ -161,6 +214,7 @@ COMMANDS: dict[str, Command] = {
         run=train,
         again=_continue_train,
     ),
+    "plan": Command(wants="PRESET", summary="Say whether a run fits its GPUs, and how long a step takes", run=plan),
     "pretrain": Command(wants="NAME", summary="Train a tiny base model from nothing", run=pretrain),
     "evaluate": Command(
         wants="MODEL",

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate.state import AcceleratorState
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -40,11 +41,13 @@ class Processes:
         trackers: list[Any] | None = None,
         project: Path | None = None,
         shard: bool = False,
+        placing: bool = True,
     ) -> None:
         if mixed_precision == "auto":
             mixed_precision = "bf16" if fast_dtype() == torch.bfloat16 else "no"
         self.accelerator = Accelerator(
             mixed_precision=mixed_precision,
+            device_placement=placing,
             log_with=trackers or None,
             project_dir=str(project) if project else None,
             # buffers are constants, and processes make different numbers of sampling passes
@@ -52,6 +55,18 @@ class Processes:
         )
         self.shards = shard and self.count > 1
         self._plain: nn.Module | None = None
+
+    @classmethod
+    @contextmanager
+    def rehearsing(cls, mixed_precision: str) -> Iterator[Processes]:
+        """One process on the CPU, whatever this machine has, that moves no weights; afterwards accelerate knows nothing
+        of it."""
+        AcceleratorState._reset_state(reset_partial_state=True)
+        PartialState(cpu=True)
+        try:
+            yield cls(mixed_precision, placing=False)
+        finally:
+            AcceleratorState._reset_state(reset_partial_state=True)
 
     @property
     def count(self) -> int:

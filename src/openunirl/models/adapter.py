@@ -33,6 +33,7 @@ class Adapter:
     """
 
     trunk: ClassVar[str]
+    draws_tokens_in_turn: ClassVar[bool]
     unlearned: ClassVar[tuple[str, ...]] = ()
     prompting: Any
 

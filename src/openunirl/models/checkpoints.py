@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -55,14 +56,15 @@ def weight_files(path: Path, stem: str | None = None) -> list[Path]:
 
 
 def read_state(path: Path, stem: str | None = None, *, keep_dtype: bool = False) -> dict[str, torch.Tensor]:
-    """All weights of a file or folder in float32 (integers, or all with `keep_dtype`, as they are stored).
+    """All weights of a file or folder in float32 (integers, or all with `keep_dtype`, as they are stored). Under
+    `torch.device("meta")` their shapes only: no number is read.
 
     Errors: UnreadableWeights.
     """
     state: dict[str, torch.Tensor] = {}
     for file in weight_files(path, stem):
         try:
-            part = load_file(file) if file.suffix == ".safetensors" else _read_pickle(file)
+            part = _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file)
         except Exception as error:  # damaged files raise many kinds
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UnreadableWeights(
@@ -72,8 +74,20 @@ def read_state(path: Path, stem: str | None = None, *, keep_dtype: bool = False)
     return {k: v.float() if v.is_floating_point() and not keep_dtype else v for k, v in state.items()}
 
 
+def _read_safetensors(file: Path) -> dict[str, torch.Tensor]:
+    if torch.get_default_device().type != "meta":
+        return load_file(file)
+    shapes: dict[str, torch.Tensor] = {}
+    with safe_open(file, "pt") as stored:
+        for name in stored.keys():  # noqa: SIM118 - it is no dict
+            part = stored.get_slice(name)
+            dtype = torch.float32 if "F" in part.get_dtype() else torch.int64
+            shapes[name] = torch.empty(part.get_shape(), dtype=dtype)
+    return shapes
+
+
 def _read_pickle(file: Path) -> dict[str, torch.Tensor]:
-    loaded: Any = torch.load(file, map_location="cpu", weights_only=True)
+    loaded: Any = torch.load(file, map_location=torch.get_default_device(), weights_only=True)
     for wrapper in ("state_dict", "module", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]
@@ -91,7 +105,7 @@ def load_strictly(
     """
     check_fit(module, state, source, optional)
     for name, weight in state.items():
-        if weight.is_floating_point() and not bool(weight.isfinite().all()):
+        if weight.is_floating_point() and not weight.is_meta and not bool(weight.isfinite().all()):
             raise UnreadableWeights(
                 f"the weight {name} of {source} is not finite, so every result would be worthless: take a checkpoint "
                 "that was saved earlier, or get the file again"

@@ -60,6 +60,7 @@ class Janus(Adapter):
     The vision tower is not trained on own pictures (gradients pass through it): what speaks and draws is."""
 
     trunk = "model.language_model"
+    draws_tokens_in_turn = True
     unlearned = ("model.vision_model",)
 
     def __init__(self, net: JanusNet, image_tokenizer: JanusVQ, prompting: Prompting, config: JanusConfig) -> None:

@@ -72,11 +72,17 @@ class UnifiedModel(Protocol):
     net: nn.Module
     reference_net: nn.Module | None  # set by freeze_reference
     num_codes: int  # V
+    num_image_tokens: int  # N
     base_moved: bool  # whether the frozen base is no longer the model that was loaded
 
     @property
     def trunk(self) -> str:
         """The dotted name, in `net`, of what holds the decoder's `layers`."""
+        ...
+
+    @property
+    def draws_tokens_in_turn(self) -> bool:
+        """Whether drawing takes a pass for each image token, and not for each of `num_timesteps`."""
         ...
 
     @property

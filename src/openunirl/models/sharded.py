@@ -23,10 +23,14 @@ from openunirl.models.layers import RowsLinear
 
 def shard(net: nn.Module, trunk: str) -> None:
     """Shards `net` over all processes. Every process must hold the same weights."""
-    layers = list(net.get_submodule(trunk).get_submodule("layers").children())
-    tables = [module for module in net.modules() if isinstance(module, RowsLinear | nn.Embedding)]
-    for module in (*layers, *tables, net):
+    for module in (*units(net, trunk), net):
         fully_shard(module, reshard_after_forward=True)
+
+
+def units(net: nn.Module, trunk: str) -> list[nn.Module]:
+    """What is gathered by itself; the rest is gathered with the root."""
+    layers = list(net.get_submodule(trunk).get_submodule("layers").children())
+    return [*layers, *(module for module in net.modules() if isinstance(module, RowsLinear | nn.Embedding))]
 
 
 def empty_copy(net: nn.Module) -> nn.Module:

@@ -56,6 +56,7 @@ class Showo(Adapter):
     """The adapter. `net` is trained; `image_tokenizer` is frozen; `reference()` swaps in the frozen base."""
 
     trunk = "showo.model"
+    draws_tokens_in_turn = False
 
     def __init__(self, net: ShowoNet, image_tokenizer: Magvit, prompting: Prompting, num_image_tokens: int) -> None:
         if net.sizes.vocab_size != prompting.vocab.size:
