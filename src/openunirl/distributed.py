@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.state import AcceleratorState
+from accelerate.utils import parse_flag_from_env
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -26,8 +27,9 @@ from openunirl.optim import fast_dtype
 
 
 def device_of_process() -> torch.device:
-    """Where this process computes; may be asked before there are Processes."""
-    device = PartialState().device
+    """Where this process computes; may be asked before there are Processes, and then joins it to its peers as they do
+    (without the flag, processes on a CPU would each train alone)."""
+    device = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device
     assert device is not None
     return device
 
