@@ -88,7 +88,6 @@ def copied(started, tmp_path):
         ("--model.max-text-len 15", "--model.max-text-len is 15, and the run in {} was started with None"),
         ("--world geneval", "--world is geneval, and the run in {} was started with shapes"),
         ("--prompt-file x.jsonl", "--prompt-file is x.jsonl, and the run in {} was started with None"),
-        ("--rollout.num-prompts 2", "--rollout.num-prompts is 2, and the run in {} was started with 1"),
         ("--eval.num-prompts 6", "--eval.num-prompts is 6, and the run in {} was started with 0"),
         ("--eval.split validation", "--eval.split is validation, and the run in {} was started with heldout"),
         (

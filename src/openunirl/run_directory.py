@@ -16,14 +16,15 @@ from openunirl.disk import is_occupied, whole
 from openunirl.provenance import about
 
 SAME = (
-    *("seed", "world", "prompt_file", "rollout.num_prompts"),
+    *("seed", "world", "prompt_file"),
     *(f"model.{name}" for name in ("weights", "family", "image_tokenizer", "tokenizer", "max_text_len")),
     *("model.num_image_tokens", "model.roles"),
     *(f"eval.{name}" for name in ("split", "num_prompts", "num_images", "num_references", "sampling")),
     "eval.max_new_tokens",
 )
 """Fields that a resumed run keeps: they say what it began from, which draws it makes, and how before and after are
-compared. All others may change, as may the number of processes; of evaluations it may give up the last one."""
+compared. All others may change, as may the number of processes, and with it --rollout.num-prompts, which is each one's;
+of evaluations it may give up the last one."""
 
 
 def check_directory(folder: Path, *, resume: bool) -> None:
