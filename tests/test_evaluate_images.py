@@ -110,7 +110,7 @@ def test_an_interrupted_call_is_continued(folder, tmp_path, counting, capsys):
     call(folder, tmp_path / "whole", "--batch-size", "3")
     counting(10)
     call(folder, tmp_path / "out", "--batch-size", "3", code=130)
-    assert "repeat it" in capsys.readouterr().err
+    assert "the same command again" in capsys.readouterr().err
     journal = tmp_path / "out" / "journal" / "process-0000.jsonl"
     assert len(read_jsonl(journal)) == 9 and not (tmp_path / "out" / "evaluation.json").exists()
     with open(journal, "a") as file:

@@ -94,7 +94,9 @@ def summarize_rows(
         part["distinct_prompts"] = len({row["prompt"] for row in rows})
         for tag, task in part.get("tasks", {}).items():
             told = {row["prompt"] for row in rows if row["tag"] == tag}
-            task |= {"distinct_prompts": len(told), "trained_prompts": len(told & set(trained))}
+            task["distinct_prompts"] = len(told)
+            if trained:
+                task["trained_prompts"] = len(told & set(trained))
     if trained:
         unseen = [row for row in generated if row["prompt"] not in trained]
         geneval["unseen"] = accuracy(sum(row["correct"] for row in unseen), len(unseen))
