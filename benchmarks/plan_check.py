@@ -4,8 +4,9 @@
 
 Random models of the middle size (midsize.py), one real step with two updates, each in a fresh process. Its baseline is
 the resident memory after the same step of a tiny model, by which all code is loaded; its peak is the kernel's own mark
-(VmHWM), set back once the model is there. malloc gives back what is freed at once (MALLOC_*), so that the allocator's slack is small. Weights are
-not packed for the CPU (packed_linear.py), as they are not on a GPU; the prediction is rehearsal.py's for a CPU.
+(VmHWM), set back once the model is there. malloc gives back what is freed at once (MALLOC_*), so that the allocator's
+slack is small. Weights are not packed for the CPU (packed_linear.py), as they are not on a GPU; the prediction is
+rehearsal.py's for a CPU.
 """
 
 from __future__ import annotations
