@@ -3,14 +3,16 @@
     python benchmarks/plan_check.py [--images 4] [--rows showo,grpo ...] [--seed 0]
 
 Random models of the middle size (midsize.py), one real step with two updates, each in a fresh process. Its baseline is
-the resident memory with all libraries loaded and no model; its peak is the kernel's own mark (VmHWM), set back once the
-model is there. malloc gives back what is freed at once (MALLOC_*), so that the allocator's slack is small. Weights are
-not packed for the CPU (packed_linear.py), as they are not on a GPU; the prediction is rehearsal.py's for a CPU.
+the resident memory after the same step of a tiny model, by which all code is loaded; its peak is the kernel's own mark
+(VmHWM), set back once the model is there. malloc gives back what is freed at once (MALLOC_*), so that the allocator's
+slack is small. Weights are not packed for the CPU (packed_linear.py), as they are not on a GPU; the prediction is
+rehearsal.py's for a CPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import subprocess
@@ -69,29 +71,32 @@ def predict(family: str, method: str, how: str, images: int, seed: int) -> int:
 
 def measure(family: str, method: str, how: str, images: int, seed: int) -> int:
     """Bytes."""
-    import torch
-
     import midsize
-    from openunirl.distributed import Processes
     from openunirl.models import packed_linear
+    from openunirl.models.tiny import build
+    from openunirl.tasks import shapes
+
+    packed_linear.SMALLEST = 2**62
+    config = config_of(method, how, images)
+    take_step(config, build(f"tiny-{family}", shapes.vocabulary(), seed=seed))
+    gc.collect()
+    before = memory("VmRSS")
+    take_step(config, getattr(midsize, family)(seed=seed))
+    return memory("VmHWM") - before
+
+
+def take_step(config: Any, model: Any) -> None:
+    """A step of a new run; the mark of the peak is set back once its model is there."""
+    from openunirl.distributed import Processes
     from openunirl.optim import build_optimizer
     from openunirl.run import Run, set_up
     from openunirl.run_world import prompts_of_run
     from openunirl.tasks.worlds import WORLDS
     from openunirl.train import train_step
 
-    packed_linear.SMALLEST = 2**62
-    config = config_of(method, how, images)
     world = WORLDS[config.world]()
     prompts = prompts_of_run(config, world, 1)
     processes = Processes(config.train.mixed_precision)
-    square = torch.randn(512, 512, requires_grad=True)  # the libraries' own work space
-    torch.nn.functional.linear(square, square).relu().sum().backward()
-    if "lora" in how:
-        import peft  # noqa: F401
-    del square
-    before = memory("VmRSS")
-    model = getattr(midsize, family)(seed=seed)
     set_up(model, config)
     optimizer = processes.prepare(model, lambda net: build_optimizer(net, lr=1e-5, weight_decay=0.0)[0])
     run = Run(
@@ -100,7 +105,6 @@ def measure(family: str, method: str, how: str, images: int, seed: int) -> int:
     )  # fmt: skip
     Path("/proc/self/clear_refs").write_text("5")
     train_step(run, prompts, 1)
-    return memory("VmHWM") - before
 
 
 def memory(name: str) -> int:

@@ -126,8 +126,12 @@ class Ledger(TorchDispatchMode):
         if not absent:
             out = func(*args, **kwargs)
             out = tree_map_only(torch.Tensor, lambda t: self.absent(t) if _large(t) and not _is_view(func) else t, out)
+        elif _is_view(func):  # by one way always: torch has another with other strides where a dimension is 1
+            with in_kernel_invocation_manager(self.fake):
+                out = func(*args, **kwargs)
+            out = tree_map_only(torch.Tensor, lambda t: FakeTensor(self.fake, t, _HERE), out)
         elif (known := self._known.get(signature)) is not None:
-            out = self._again(known, func, args, kwargs)
+            out = self._again(known, func, args)
         else:
             out = self._first(func, args, kwargs, given, signature)
         made = _tensors(out)
@@ -146,7 +150,7 @@ class Ledger(TorchDispatchMode):
     def _first(self, func: Any, args: Any, kwargs: Any, given: list[torch.Tensor], signature: Any) -> Any:
         """An operation that was not seen before: torch works out what comes of it."""
         out = func(*args, **kwargs)
-        if _in_place(func) or _is_view(func):
+        if _in_place(func):
             self._known[signature] = ()
             return out
         below = given[0].shape[-1] if func in _CHOICES else 0
@@ -159,12 +163,8 @@ class Ledger(TorchDispatchMode):
             self._known[signature] = made
         return tree_map_only(torch.Tensor, lambda t: self._settled(told(t)), out)
 
-    def _again(self, known: tuple[_Made, ...], func: Any, args: Any, kwargs: Any) -> Any:
-        """The same without asking torch, as far as that can be."""
-        if _is_view(func):
-            with in_kernel_invocation_manager(self.fake):
-                out = func(*args, **kwargs)
-            return tree_map_only(torch.Tensor, lambda t: FakeTensor(self.fake, t, _HERE), out)
+    def _again(self, known: tuple[_Made, ...], func: Any, args: Any) -> Any:
+        """The same without asking torch."""
         if not known:  # in place: what is changed is what comes out
             return args[0] if func._schema.returns else None
         out = tuple(map(self._settled, known))
