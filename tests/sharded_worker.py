@@ -62,7 +62,13 @@ def main(family: str, rank: int, count: int, store: str, out: str, adapters: boo
         again = roll_out(model, prompts, ROLLOUT, seed=1, step=1, first_prompt=rank * own)
         assert torch.equal(again.images.tokens_BN, rollout.images.tokens_BN)
     found = {n: sharded.whole(p.grad) for n, p in model.net.named_parameters() if p.grad is not None}
+    with torch.no_grad():
+        for weight in model.net.parameters():
+            weight.add_(0.01)
+    model.blend_with_base(0.5, lambda: build(family, shapes.vocabulary(), seed=5))
+    blended = {n: sharded.whole(p.detach()) for n, p in model.net.named_parameters()}
     told = {"tokens": rollout.images.tokens_BN, "texts": list(rollout.answers.texts), "grads": found}
+    told["blended"] = blended
     torch.save(told, f"{out}/{count}-{rank}.pt")
     distributed.barrier()
     distributed.destroy_process_group()

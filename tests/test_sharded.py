@@ -42,6 +42,8 @@ def test_two_shares_have_the_gradient_of_the_whole(tmp_path, family, adapters):
     for name, grad in alone["grads"].items():
         assert torch.equal(first["grads"][name], second["grads"][name])
         assert (first["grads"][name] - grad).norm() <= 1e-5 * grad.norm() + 1e-9, name
+    assert alone["blended"].keys() == first["blended"].keys()
+    assert all(torch.equal(first["blended"][name], weight) for name, weight in alone["blended"].items())
 
 
 @pytest.mark.parametrize("adapters", [(), ("--lora.rank", "2")])

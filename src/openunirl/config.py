@@ -214,6 +214,9 @@ class TrainConfig:
 
     max_steps: int = 100
     """Updates of the model."""
+    wise_ft_alpha: float = 1.0
+    """After the last update the weights become the base's plus this share of what training added (WiSE-FT, arXiv
+    2109.01903): below 1, the model gives up little of what it learned and keeps more of what it could before."""
     save_steps: int = 50
     """A checkpoint every so many steps; the last step is always saved."""
     save_total_limit: int = 3

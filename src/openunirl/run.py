@@ -227,6 +227,11 @@ class Run:
         if self.processes.is_main:
             self.console.print(f"warning: {told}", style="yellow", highlight=False, markup=False, soft_wrap=True)
 
+    def blend_with_base_if_last(self, step: int) -> None:
+        alpha = self.config.train.wise_ft_alpha
+        if alpha < 1 and step == self.config.train.max_steps:
+            self.model.blend_with_base(alpha, lambda: load_model(self.config.model))
+
     def sync_reference_if_due(self, step: int) -> None:
         every = self.config.loss.ref_model_sync_steps
         if every and step % every == 0:

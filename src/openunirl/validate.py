@@ -56,6 +56,10 @@ def check(config: RunConfig) -> None:
             f"--loss.mask-time is {config.loss.mask_time} with --loss.estimator {config.loss.estimator}, which "
             "draws no random masks; use remask or training_loss, or leave it out"
         )
+    if not 0 < config.train.wise_ft_alpha <= 1:
+        raise ValueError(
+            f"--train.wise-ft-alpha is {config.train.wise_ft_alpha}, wanted more than 0 (the base alone) and at most 1"
+        )
     for name in ("adam_beta1", "adam_beta2"):
         if not 0 <= (value := getattr(config.optim, name)) < 1:
             raise ValueError(f"{_flag('optim', name)} is {value}, wanted at least 0 and less than 1")

@@ -8,7 +8,7 @@ In: a network that is trained and an image tokenizer that is not. Out: `device`,
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -20,6 +20,7 @@ from openunirl.config import LoraConfig
 from openunirl.models import checkpoints, lora
 from openunirl.models.compiled import compile_layers
 from openunirl.models.recompute import recompute
+from openunirl.models.sharded import as_held
 
 REFERENCE = "reference/model.safetensors"
 """Where a checkpoint keeps a base that has followed the policy: in a folder of its own, which no loader reads along."""
@@ -86,6 +87,21 @@ class Adapter:
             for held, weight in zip(self.reference_net.parameters(), self.net.parameters(), strict=True):
                 held.copy_(weight)
         self.base_moved = True
+
+    def blend_with_base(self, alpha: float, read_base: Callable[[], Adapter]) -> None:
+        """The policy becomes the base plus `alpha` of what training added to it, weight by weight; adapters become
+        `alpha` of themselves. `read_base` reads the model that training began with, where its weights are needed.
+
+        Source: WiSE-FT (arXiv 2109.01903), which mixes a whole network; so does this, but for what was never trained.
+        """
+        if self.has_lora:
+            lora.scale(self.net, alpha)
+            return
+        began_with = read_base().net
+        with torch.no_grad():
+            for base, weight in zip(began_with.parameters(), self.net.parameters(), strict=True):
+                base = as_held(base.detach().to(weight.device, weight.dtype), weight)
+                weight.copy_(torch.lerp(base, weight, alpha))
 
     def add_adapters(self, config: LoraConfig, seed: int) -> None:
         """From here on LoRA's matrices are trained and nothing else; the frozen base is the network without them.

@@ -80,6 +80,13 @@ def adapted(net: nn.Module) -> dict[str, Any]:
     return {name: module for name, module in net.named_modules() if hasattr(module, "lora_A")}
 
 
+def scale(net: nn.Module, factor: float) -> None:
+    """The adapters add `factor` of what they added."""
+    with torch.no_grad():
+        for layer in adapted(net).values():
+            layer.lora_B["default"].weight.mul_(factor)
+
+
 def merged_state(net: nn.Module) -> dict[str, torch.Tensor]:
     """The plain weights that base and adapters amount to, under the base's own names; `net` stays as it is."""
     state = {n.replace(".base_layer.", "."): v for n, v in net.state_dict().items() if ".lora_" not in n}

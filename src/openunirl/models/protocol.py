@@ -9,11 +9,11 @@ Shapes: B images, Q questions, N image tokens, T answer tokens, V codes.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from PIL import Image
@@ -136,6 +136,11 @@ class UnifiedModel(Protocol):
 
     def sync_reference(self) -> None:
         """The policy's present weights become the frozen base's."""
+        ...
+
+    def blend_with_base(self, alpha: float, read_base: Callable[[], Any]) -> None:
+        """The policy becomes the base plus `alpha` of what training added to it; `read_base` reads the model that
+        training began with."""
         ...
 
     def save_reference(self, path: Path) -> None:
