@@ -26,7 +26,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from openunirl.disk import whole
-from openunirl.evaluation.paired import RATES, Change, change, image_key, imbalance_changes
+from openunirl.evaluation.paired import RATES, Change, answer_key, change, image_key, imbalance_changes, reference_key
 from openunirl.report import JINJA, choose, embed, in_words, read_json, read_rows, read_side
 from openunirl.report_curves import curves
 from openunirl.report_numbers import Level, Row, gap, get, level, score, tags_of, task_name
@@ -171,19 +171,21 @@ def compare(sides: Sequence[Side]) -> list[Compared]:
         return []
     summaries = [side.summary for side in sides]
     lines: list[Compared] = []
-    for what, title, kind, value in (
-        ("geneval", "Drawing", "generated", lambda row: row["correct"]),
-        ("understanding", "Understanding", "references", _answered),
+    for what, title, kind, key, value in (
+        ("geneval", "Drawing", "generated", image_key, lambda row: row["correct"]),
+        ("understanding", "Understanding", "references", reference_key, _answered),
     ):
         tags = tags_of(what, *summaries)
         for tag in ["", *tags[:-1]]:
             parts = [level(get(s, what, "tasks", tag) if tag else get(s, what)) for s in summaries]
             pairs = [getattr(side, kind) for side in sides]
-            changes = [change(pairs[0], pair, value, tag=tag, macro=what == "geneval" and not tag) for pair in pairs]
+            macro = what == "geneval" and not tag
+            changes = [change(pairs[0], pair, value, key, tag=tag, macro=macro) for pair in pairs]
             lines.append(_line(task_name(tag) if tag else title, parts, changes, group="" if not tag else title))
-    own = [change(sides[0].generated, side.generated, _answered) for side in sides]
+    own = [change(sides[0].generated, side.generated, _answered, answer_key) for side in sides]
     excess = [
-        change(sides[0].generated, side.generated, lambda row: row["answer_correct"] - row["correct"]) for side in sides
+        change(sides[0].generated, side.generated, lambda row: row["answer_correct"] - row["correct"], answer_key)
+        for side in sides
     ]
     both = [(side.generated, side.references) for side in sides]
     moved = [imbalance_changes(both[0], each) for each in both]
