@@ -3,8 +3,7 @@
 In: summaries and rows as evaluation/run.py makes them. Out: Line objects, a rich table, a sentence about collusion.
 
 Departures from METHOD: 1. changes carry a paired bootstrap over prompt slots (images of one slot averaged) where both
-evaluations hold the same images; a prompt text that stands in several slots counts in each. 2. The imbalance score
-carries a MOVER interval (Zou and Donner 2008), as if its two rates were independent.
+evaluations hold the same images; a prompt text that stands in several slots counts in each.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from openunirl.evaluation.intervals import paired_difference
+from openunirl.evaluation.intervals import mean_interval, paired_difference
 from openunirl.evaluation.paired import RATES, Key, answer_key, image_key, prompt_differences, reference_key, shared
 
 Row = dict[str, Any]
@@ -84,9 +83,10 @@ def score(part: Any) -> Level | None:
     value, (a, b) = number(get(part, "score")), (level(get(part, "intervals", rate)) for rate in RATES)
     if value is None or a is None or b is None:
         return None
-    below, above = math.hypot(a.value - a.low, b.value - b.low) / 2, math.hypot(a.high - a.value, b.high - b.value) / 2
+    # earlier summaries do not hold the interval
+    ends = get(part, "score_interval", "ci95") or mean_interval([(rate.value, rate.low, rate.high) for rate in (a, b)])
     prompts = f"{a.prompts}+{b.prompts}" if a.prompts and b.prompts else ""
-    return Level(value=value, low=value - below, high=value + above, n=f"{a.n}+{b.n}", prompts=prompts)
+    return level({"accuracy": value, "ci95": ends, "n": f"{a.n}+{b.n}", "distinct_prompts": prompts})
 
 
 def gap(summary: Any) -> Level | None:
