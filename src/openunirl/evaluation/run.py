@@ -12,6 +12,7 @@ Shapes: B images, H height, W width.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
@@ -38,8 +39,8 @@ Report = Callable[[str, int, int], None]
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """generated: one row per drawn image (tag, prompt, question, expected, answer, answer_correct, correct, reason,
-    index, sample, objects); references: one per reference image (without a verdict, and with a digest of the picture);
-    pictures uint8 [B, H, W, 3] in the order of `generated`."""
+    metadata, details, index, sample, objects); references: one per reference image, without a verdict and with a digest
+    of the picture; pictures uint8 [B, H, W, 3] in the order of `generated`."""
 
     summary: dict[str, Any]
     generated: list[dict[str, Any]]
@@ -70,7 +71,14 @@ def evaluate(
         references = _read_found(model, world, found, config, report)
     return Evaluation(
         summary=summarize_rows(
-            generated, references, world.label, trained, seed=seed, sampling=asdict(config.sampling), **(about or {})
+            generated,
+            references,
+            world.label,
+            trained,
+            seed=seed,
+            sampling=asdict(config.sampling),
+            max_new_tokens=config.max_new_tokens,
+            **(about or {}),
         ),
         generated=generated,
         references=references,
@@ -156,6 +164,8 @@ def draw_and_judge(
         verdicts = judge_pictures(judge, [p.metadata() for p in wanted], list(batch))
         for (index, sample), prompt, verdict, answer in zip(part, wanted, verdicts, answers, strict=True):
             row = _row(world, prompt, answer) | {"correct": verdict.correct, "reason": verdict.reason}
+            # GenEval's results.jsonl holds these two as JSON in a string
+            row |= {"metadata": json.dumps(prompt.metadata()), "details": json.dumps(verdict.details)}
             rows.append(row | {"index": index, "sample": sample, "objects": verdict.objects})
         pictures.append(batch)
         report("drawing", start + len(part), len(jobs))
