@@ -135,6 +135,7 @@ def test_evaluations_side_by_side(tmp_path, capsys):
     assert main(["report", str(a), str(b), str(c), "--output", str(page)]) == 0
     printed = capsys.readouterr().out
     assert "b against a" in printed and printed.endswith(f"{page}\n")
+    assert "…" not in printed and "+41.7 (+16.7..+66.7)" in printed and "answer wrong, image right" in printed
     told = Page(page)
     assert not {"script", "link", "iframe"} & {tag for tag, _ in told.elements} and "http:" not in told.source
     assert "b: drawing changed by +38.9 points against a" in told.texts["verdict"]

@@ -75,12 +75,12 @@ def image_key(row: Row) -> Key:
 
 def answer_key(row: Row) -> Key:
     """What makes two rows answers to the same question about an image that both drew for one prompt."""
-    return *image_key(row), row.get("question", "")
+    return *image_key(row), str(row.get("question", ""))
 
 
 def reference_key(row: Row) -> Key:
     """What makes two rows answers to the same question on the same reference picture, known by its content."""
-    return *answer_key(row), row.get("digest", "")
+    return *answer_key(row), str(row.get("digest", ""))
 
 
 def distinct(rows: Sequence[Row], key: Callable[[Row], Key]) -> dict[Key, Row]:
