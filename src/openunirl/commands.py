@@ -20,6 +20,7 @@ from openunirl.evaluation.images_command import evaluate_images
 from openunirl.flags import FLAT, HELP, UsageError, parse, unknown
 from openunirl.presets import BUNDLED, bundled
 from openunirl.presets_real import PUBLISHED, KnownModel
+from openunirl.run_directory import is_evaluation
 from openunirl.types import AnswerSampling, ImageSampling
 
 T = TypeVar("T")
@@ -295,8 +296,6 @@ def report(argv: list[str]) -> None:
     for run in args.runs:
         if not Path(run).exists():
             raise UsageError(f"there is no run directory {run}: give the --output-dir of a training run or evaluation")
-    from openunirl.compare_sources import is_evaluation
-
     if len(args.runs) == 1 and not args.output and not is_evaluation(Path(args.runs[0])):
         from openunirl.report import write_report
 

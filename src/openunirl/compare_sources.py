@@ -23,10 +23,10 @@ from openunirl.evaluation.geneval import summarize
 from openunirl.evaluation.paired import Key, answer_key, distinct, image_key, reference_key, shared
 from openunirl.report import JUDGED, read_json, read_rows, read_side
 from openunirl.report_numbers import Row, get
+from openunirl.run_directory import RESULTS, is_evaluation
 
 _OFFICIAL = {"filename": str, "tag": str, "prompt": str, "correct": bool, "reason": str}
 _PLACE = re.compile(r"(?:(.*)/)?([0-9]{1,9})/samples/([0-9]{1,9})\.[A-Za-z]+")
-_RESULTS = "results.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +47,6 @@ class Side:
     def asked(self) -> list[Row]:
         """The drawn images that the model was asked about."""
         return [row for row in self.generated if isinstance(row.get("answer_correct"), bool)]
-
-
-def is_evaluation(place: Path) -> bool:
-    """Whether it is an evaluation rather than a run directory, which has a report of its own."""
-    return place.is_file() or any((place / name).exists() for name in ("evaluation.json", _RESULTS))
 
 
 def read_sources(places: Sequence[Path], problems: list[str]) -> tuple[list[Side], dict[str, list[Row]]]:
@@ -76,7 +71,7 @@ def read_sources(places: Sequence[Path], problems: list[str]) -> tuple[list[Side
 
 def _name(place: Path) -> str:
     place = place.resolve()
-    return place.name if place.is_dir() else place.parent.name if place.name == _RESULTS else place.stem
+    return place.name if place.is_dir() else place.parent.name if place.name == RESULTS else place.stem
 
 
 def _run(folder: Path, name: str, problems: list[str], *, first: bool) -> tuple[list[Side], list[Row]]:
@@ -88,7 +83,7 @@ def _run(folder: Path, name: str, problems: list[str], *, first: bool) -> tuple[
     if not rows and not found:
         raise ValueError(
             f"{folder} holds nothing to compare: neither evaluation.json (openunirl evaluate) nor metrics.jsonl "
-            f"or evaluation/after.json (openunirl train) nor {_RESULTS} (GenEval's evaluate_images.py)"
+            f"or evaluation/after.json (openunirl train) nor {RESULTS} (GenEval's evaluate_images.py)"
         )
     sides = [
         Side(
@@ -111,14 +106,14 @@ def _run(folder: Path, name: str, problems: list[str], *, first: bool) -> tuple[
 
 def _evaluation(place: Path, name: str, problems: list[str]) -> Side:
     folder = place.parent if place.is_file() else place
-    results = place if place.is_file() else place / _RESULTS
-    if (folder / "evaluation.json").exists() and results.name == _RESULTS:
+    results = place if place.is_file() else place / RESULTS
+    if (folder / "evaluation.json").exists() and results.name == RESULTS:
         if results.exists():
             return _pictures(folder, name, problems)
         return Side(name=name, folder=folder / "evaluation", **read_side(folder / "evaluation", problems))
-    if results.name == _RESULTS and (folder / "settings.json").exists():
+    if results.name == RESULTS and (folder / "settings.json").exists():
         raise ValueError(
-            f"{folder} holds {_RESULTS} and no evaluation.json: `openunirl evaluate --images` ended there without a "
+            f"{folder} holds {RESULTS} and no evaluation.json: `openunirl evaluate --images` ended there without a "
             "score; repeat it and read why"
         )
     return _official(results, name, problems)
@@ -139,7 +134,7 @@ def _pictures(folder: Path, name: str, problems: list[str]) -> Side:
         name=name,
         folder=pictures,
         summary=read_json(folder / "evaluation.json", problems),
-        generated=[_drawn(row) for row in read_rows(folder / _RESULTS, JUDGED, problems, name=f"{name}/{_RESULTS}")],
+        generated=[_drawn(row) for row in read_rows(folder / RESULTS, JUDGED, problems, name=f"{name}/{RESULTS}")],
         references=[],
     )
 
@@ -161,7 +156,7 @@ def _official(file: Path, name: str, problems: list[str]) -> Side:
         rows.append(_drawn(row | {"filename": own, "index": int(index), "sample": int(sample)}))
     if not rows:
         raise ValueError(
-            f"{file} holds no row of GenEval's {_RESULTS}: {', '.join(_OFFICIAL)}, with a filename like "
+            f"{file} holds no row of GenEval's {RESULTS}: {', '.join(_OFFICIAL)}, with a filename like "
             "DIR/00000/samples/0000.png; give what its evaluate_images.py wrote"
         )
     places = [Path(roots[0]), file.parent / roots[0], file.parent]
