@@ -9,8 +9,9 @@ import pytest
 
 from openunirl.cli import main
 from openunirl.compare import write_comparison
-from openunirl.evaluation.paired import RATES, change, imbalance_changes, mcnemar, sign_flip
+from openunirl.evaluation.paired import RATES, change, imbalance_changes, mcnemar, reference_key, sign_flip
 from openunirl.report import write_report
+from openunirl.report_numbers import paired_changes
 from report_runs import AFTER, BEFORE, Page, references, report_rows, write, write_side
 
 
@@ -74,6 +75,46 @@ def test_imbalance_changes():
     assert "score" not in imbalance_changes((a, []), (b, []))  # no references, so no second rate
 
 
+def test_several_references_of_one_prompt_are_several_pictures():
+    """Right F, F, F, T against T, T, T, T: the last alone would be a change of 0."""
+    a, b = (
+        [row | {"index": 0, "prompt": "p", "sample": i, "digest": f"{i}"} for i, row in enumerate(rows(told))]
+        for told in ([(True, i == 3) for i in range(4)], [(True, True)] * 4)
+    )
+    got = change(a, b, answered, reference_key)
+    assert got is not None and (got.value, got.prompts, got.p) == (0.75, 1, 1.0)
+    nameless = [[{k: v for k, v in row.items() if k not in ("sample", "digest")} for row in side] for side in (a, b)]
+    assert change(*nameless, answered, reference_key) is None  # which is whose partner cannot be told
+    paired = paired_changes({"generated": [], "references": a}, {"generated": [], "references": b})
+    assert paired["understanding", ""][0] == 0.75
+    paired = paired_changes(*({"generated": [], "references": side} for side in nameless))
+    assert ("understanding", "") not in paired
+
+
+def answered(row):
+    return row["answer_correct"]
+
+
+@pytest.mark.parametrize("other", [{"question": "how many?"}, {"digest": "00"}, {"prompt": "a photo of dogs"}])
+def test_what_differs_has_no_partner(other):
+    a, b = rows([(True, False), (True, True)] * 10), rows([(True, True)] * 20)
+    for each in (a, b):
+        each[:] = [row | {"question": "what is it?", "digest": "ff"} for row in each]
+    unlike = [row | other for row in b]
+    assert change(a, b, answered, reference_key) is not None and change(a, unlike, answered, reference_key) is None
+    assert set(imbalance_changes((a, a), (b, b))) == {RATES[0], RATES[1], "score"}
+    alike = {RATES[0]} if "digest" in other else set()  # what both drew is known by its prompt and sample
+    assert set(imbalance_changes((a, a), (unlike, unlike))) == alike
+
+
+def test_the_second_rate_is_of_the_reference_pictures_that_both_read():
+    drawn = rows([(False, True)] * 20)
+    read = rows([(True, i < 10) for i in range(20)])
+    others = [row | {"digest": "00"} for row in rows([(True, True)] * 20)[10:]]
+    got = imbalance_changes((drawn, read), (drawn, read[:10] + others))[RATES[1]]
+    assert (got.value, got.prompts) == (0.0, 10)
+
+
 # ----------------------------------------------------------------------------------------------------- the page
 
 
@@ -94,6 +135,7 @@ def test_evaluations_side_by_side(tmp_path, capsys):
     assert main(["report", str(a), str(b), str(c), "--output", str(page)]) == 0
     printed = capsys.readouterr().out
     assert "b against a" in printed and printed.endswith(f"{page}\n")
+    assert "…" not in printed and "+41.7 (+16.7..+66.7)" in printed and "answer wrong, image right" in printed
     told = Page(page)
     assert not {"script", "link", "iframe"} & {tag for tag, _ in told.elements} and "http:" not in told.source
     assert "b: drawing changed by +38.9 points against a" in told.texts["verdict"]

@@ -1,6 +1,7 @@
 """Evaluation: the imbalance by hand, the summary, and the files on disk."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 from openunirl.config import EvalConfig, ModelConfig
 from openunirl.evaluation.files import write_evaluation
 from openunirl.evaluation.imbalance import imbalance
-from openunirl.evaluation.intervals import paired_shares
+from openunirl.evaluation.intervals import mean_interval, paired_shares, wilson
 from openunirl.evaluation.run import evaluate, summarize_rows, to_pixels, to_uint8
 from openunirl.evaluation.run_command import evaluate_command
 from openunirl.models.tiny import build
@@ -35,6 +36,8 @@ def test_imbalance_by_hand():
     assert got["answer_wrong_given_image_right"] == pytest.approx(1 / 3)
     assert got["image_wrong_given_answer_right"] == pytest.approx(2 / 3)
     assert got["score"] == pytest.approx(1 / 2)
+    half = math.hypot(1 / 3 - wilson(1, 3)[0], 2 / 3 - wilson(2, 3)[0]) / 2  # the rates' intervals mirror each other
+    assert got["score_interval"] == {"n": [3, 3], "ci95": pytest.approx([0.5 - half, 0.5 + half])}
     assert got["own_images"] == {
         "image_right_answer_right": 2,
         "image_right_answer_wrong": 1,
@@ -46,7 +49,8 @@ def test_imbalance_by_hand():
 
 def test_imbalance_without_a_right_image_is_not_a_number():
     got = imbalance(rows([(False, True)]), rows([(True, True)]))
-    assert got["answer_wrong_given_image_right"] is None and got["score"] is None
+    assert got["answer_wrong_given_image_right"] is None
+    assert got["score"] is got["score_interval"] is None
 
 
 def test_the_gap_is_paired():
@@ -66,6 +70,13 @@ def test_paired_shares():
     assert paired_shares(0, 0, 0, 0) == (0.0, -1.0, 1.0)
     with pytest.raises(ValueError, match="-1"):
         paired_shares(1, -1, 0, 0)
+
+
+def test_a_mean_of_one_share_is_that_share():
+    assert mean_interval([(0.8, 0.49, 0.94)]) == pytest.approx((0.49, 0.94))
+    assert mean_interval([(0.5, 0.2, 0.9)] * 4) == pytest.approx((0.35, 0.7))  # a quarter of the variance
+    with pytest.raises(ValueError, match="no shares"):
+        mean_interval([])
 
 
 def test_distinct_prompts_are_counted_per_task():
@@ -101,6 +112,8 @@ def test_files_are_genevals_layout(model, tmp_path):
         assert np.array_equal(picture, result.pictures[index])
     told = [json.loads(line) for line in (tmp_path / "after" / "results.jsonl").read_text().splitlines()]
     assert [row["filename"] for row in told] == [f"{i:05d}/samples/0000.png" for i in range(6)]
+    assert [json.loads(row["metadata"]) for row in told] == [prompt.metadata() for prompt in prompts]
+    assert [sum(map(len, json.loads(row["details"]).values())) for row in told] == [row["objects"] for row in told]
 
 
 def test_evaluate_never_writes_into_what_exists(tmp_path):

@@ -11,6 +11,7 @@ from PIL import Image
 from openunirl.cli import main
 from openunirl.config import META_DETECTOR, OPENAI_CLIP, ModelConfig, PhotosConfig, RewardConfig, RunConfig
 from openunirl.evaluation.detectors import Mask2FormerDetector
+from openunirl.evaluation.image_folder import digest
 from openunirl.evaluation.run import Evaluation, no_evaluation
 from openunirl.run_world import not_measured, open_world
 from openunirl.tasks.geneval import GENEVAL_OBJECTS, TAGS
@@ -75,6 +76,10 @@ def test_the_detector_judges_before_during_and_after_and_rewards(parts, tmp_path
         }
     read = read_jsonl(out / "evaluation" / "after" / "references.jsonl")
     assert [row["expected"] for row in read] == ["handbag"] * 2 and {row["index"] for row in read} == {6}
+    pictures = sorted((parts / "references" / "00000" / "samples").iterdir())
+    assert [(row["sample"], row["digest"]) for row in read] == [
+        (sample, digest(picture.read_bytes())) for sample, picture in enumerate(pictures)
+    ]
     rows = [row for row in read_jsonl(out / "metrics.jsonl") if "loss" in row]
     assert [row["rewards/detector/mean"] for row in rows] == [0.5, 0.5]  # handbags, benches; lions count for nothing
     assert "rewarded by the detector" in (out / "report.html").read_text()

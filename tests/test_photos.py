@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from openunirl.cli import main
 from openunirl.evaluation import llm_judge
+from openunirl.evaluation.image_folder import digest
 from openunirl.evaluation.llm_judge import ChatModel, judge_answers, verdict_of
 from openunirl.models.showo import Showo
 from openunirl.presets_real import PUBLISHED
@@ -110,7 +111,10 @@ def test_both_tasks_and_their_imbalance(call, base, tmp_path, capsys):
         assert (row["answer_correct"], row["settled"]) == (found.same, found.settled)
     assert summary["imbalance"]["own_images"]["image_wrong_answer_wrong"] == 4
     assert summary["label"].startswith("GenEval protocol, weights ") and summary["answers_judged_by"] == "rules"
-    assert summary["unsettled"]["own"]["n"] == 6
+    assert summary["unsettled"]["own"]["n"] == 6 and summary["max_new_tokens"] == 8
+    assert set(summary["detector"]) == {"detector_fingerprint", "color_fingerprint"}
+    for row, place in ((own[0], out), (read[1], base)):
+        assert row["digest"] == digest((place / "evaluation" / row["filename"]).read_bytes())
 
 
 def test_fewer_prompts_are_balanced_over_the_tasks():

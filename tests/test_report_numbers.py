@@ -41,7 +41,8 @@ def test_imbalance_counts_rates_and_score(run: Path) -> None:
     summary = json.loads((run / "evaluation" / "after.json").read_text(encoding="utf-8"))["imbalance"]
     cells = page.row("imbalance-table", "overall")
     assert cells[4].startswith(f"{100 * summary['image_wrong_given_answer_right']:.1f} %") and "n = 33" in cells[4]
-    assert cells[6].startswith(f"{100 * summary['score']:.1f} %")
+    low, high = (100 * end for end in summary["score_interval"]["ci95"])
+    assert cells[6] == f"{100 * summary['score']:.1f} %{low:.1f} to {high:.1f}"
     quads = re.findall(r'<table class="quad"><caption>(.*?)</caption>(.*?)</table>', page.source, re.DOTALL)
     assert len(quads) == 4 * (1 + len(TAGS))
     numbers = {title: [int(x) for x in re.findall(r">(\d+)</td>", table)] for title, table in quads[:4]}

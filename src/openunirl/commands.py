@@ -20,6 +20,7 @@ from openunirl.evaluation.images_command import evaluate_images
 from openunirl.flags import FLAT, HELP, UsageError, parse, unknown
 from openunirl.presets import BUNDLED, bundled
 from openunirl.presets_real import PUBLISHED, KnownModel
+from openunirl.run_directory import is_evaluation
 from openunirl.types import AnswerSampling, ImageSampling
 
 T = TypeVar("T")
@@ -282,7 +283,7 @@ class ReportArguments:
     compares them with the first, with intervals and p-values."""
 
     runs: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Run directories, or folders that `evaluate` wrote."""
+    """Run directories, folders that `evaluate` wrote, or results.jsonl of GenEval's own evaluate_images.py."""
     output: str = ""
     """File of the comparison; default: comparison.html."""
 
@@ -293,9 +294,9 @@ def report(argv: list[str]) -> None:
     if not args.runs:
         raise UsageError("openunirl report wants a RUN: openunirl report RUN [RUN ...] [flags]")
     for run in args.runs:
-        if not Path(run).is_dir():
+        if not Path(run).exists():
             raise UsageError(f"there is no run directory {run}: give the --output-dir of a training run or evaluation")
-    if len(args.runs) == 1 and not args.output and not (Path(args.runs[0]) / "evaluation.json").exists():
+    if len(args.runs) == 1 and not args.output and not is_evaluation(Path(args.runs[0])):
         from openunirl.report import write_report
 
         print(write_report(Path(args.runs[0])))

@@ -2,9 +2,8 @@
 
     run directories, folders of `evaluate` -> Sides -> lines (levels, changes, p) -> comparison.html, comparison.json
 
-In: what lies in the folders: evaluation.json or evaluation/{before,after}.json, the rows and pictures beside them,
-metrics.jsonl. A run counts as its evaluation after training; the first one's evaluation before training comes first.
-Out: the page (templates/compare.html.j2), the same numbers as JSON, and a table on the terminal.
+In: what compare_sources.py reads. Out: the page (templates/compare.html.j2), the same numbers as JSON, and a table on
+the terminal.
 
 Source: METHOD 5-7 for what is measured; evaluation/paired.py for changes. Departures: 1. a change is that of the images
 that both hold, which may be fewer than those of the levels beside it: n prompts are told.
@@ -25,13 +24,24 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from openunirl.compare_sources import Side, differences, read_sources
 from openunirl.disk import whole
-from openunirl.evaluation.paired import RATES, Change, change, image_key, imbalance_changes
-from openunirl.report import JINJA, choose, embed, in_words, read_json, read_rows, read_side
+from openunirl.evaluation.paired import (
+    RATES,
+    Change,
+    answer_key,
+    change,
+    distinct,
+    image_key,
+    imbalance_changes,
+    reference_key,
+)
+from openunirl.report import JINJA, choose, embed, in_words
 from openunirl.report_curves import curves
 from openunirl.report_numbers import Level, Row, gap, get, level, score, tags_of, task_name
 
 CARDS_PER_TASK = 3
+_WIDEST = 1000
 _PANELS = {
     "Reward in training": ("mean reward", "reward", ()),
     "Small evaluations: drawing": ("share right", "eval/geneval", (0, 1)),
@@ -41,21 +51,6 @@ _PANELS = {
     "Entropy": ("nats per token", "entropy", (0,)),
     "Gradient norm": ("before clipping", "grad_norm", (0,)),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Side:
-    """One evaluation, as read_side reads it.
-
-    Example: Side(name="a", folder=Path("a/evaluation"), summary={...}, generated=[...], references=[])
-    """
-
-    name: str
-    folder: Path
-    """Where its pictures are."""
-    summary: dict[str, Any]
-    generated: list[Row]
-    references: list[Row]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +67,13 @@ class Compared:
     group: str = ""
 
 
-def write_comparison(folders: Sequence[Path], page: Path) -> Path:
+def write_comparison(places: Sequence[Path], page: Path) -> Path:
     """Writes `page` and the same numbers beside it as .json.
 
-    Errors: ValueError where a folder holds nothing to compare, or is named twice.
+    Errors: ValueError where a place holds nothing to compare, or is named twice.
     """
     problems: list[str] = []
-    sides, runs = read_sources(folders, problems)
+    sides, runs = read_sources(places, problems)
     lines = compare(sides)
     problems += differences(sides)
     environment = jinja2.Environment(loader=jinja2.PackageLoader("openunirl"), autoescape=True, **JINJA)
@@ -102,64 +97,10 @@ def write_comparison(folders: Sequence[Path], page: Path) -> Path:
     if lines:
         console = Console()
         for side in range(1, len(sides)):
-            console.print(table(sides, lines, side))
+            told = table(sides, lines, side)
+            wide = console.measure(told, options=console.options.update(max_width=_WIDEST)).maximum
+            Console(width=max(console.width, wide)).print(told)  # a pipe is 80 wide, and would cut numbers
     return page
-
-
-# ------------------------------------------------------------------------------------------------- what is there
-
-
-def read_sources(folders: Sequence[Path], problems: list[str]) -> tuple[list[Side], dict[str, list[Row]]]:
-    """The evaluations in order, and the metrics of runs by name. Errors: ValueError for a folder with neither."""
-    sides: list[Side] = []
-    runs: dict[str, list[Row]] = {}
-    names = [folder.resolve().name for folder in folders]
-    for folder, short in zip(folders, names, strict=True):
-        name = short if names.count(short) == 1 else str(folder)
-        if name in runs or name in [side.name for side in sides]:
-            raise ValueError(f"{folder} is named twice: give each run once")
-        if (folder / "evaluation.json").exists():
-            sides.append(Side(name=name, folder=folder / "evaluation", **read_side(folder / "evaluation", problems)))
-            continue
-        metrics = folder / "metrics.jsonl"
-        rows = read_rows(metrics, {"step": int | float}, problems) if metrics.exists() else []
-        when = ("before", "after") if not sides else ("after",)
-        found = [part for part in when if (folder / "evaluation" / f"{part}.json").exists()]
-        for part in found:
-            place = folder / "evaluation" / part
-            told = name if part == "after" else f"{name}, before"
-            sides.append(Side(name=told, folder=place, **read_side(place, problems)))
-        if not rows and not found:
-            raise ValueError(
-                f"{folder} holds nothing to compare: neither evaluation.json (openunirl evaluate) nor metrics.jsonl "
-                "or evaluation/after.json (openunirl train)"
-            )
-        if rows:
-            runs[name] = rows
-            config = read_json(folder / "config.json", []) if (folder / "config.json").exists() else {}
-            if get(config, "rollout", "drawn_by") == "base":
-                problems.append(f"{name}: the base drew its training pictures, which its reward in training is about")
-        if "after" not in found:
-            problems.append(f"{name}: no evaluation after training, so only its learning curves are shown")
-    return sides, runs
-
-
-def differences(sides: Sequence[Side]) -> list[str]:
-    """What makes a comparison unfair, in words."""
-    told = []
-    for name in ("label", "seed", "sampling", "answers_judged_by"):
-        values = {side.name: side.summary.get(name) for side in sides}
-        if len({json.dumps(value, sort_keys=True) for value in values.values()}) > 1:
-            told.append(f"the evaluations differ in {name}: {'; '.join(f'{k}: {v}' for k, v in values.items())}")
-    for side in sides[1:]:
-        keys = [{image_key(row) for row in each.generated} for each in (sides[0], side)]
-        if keys[0] != keys[1]:
-            both = len(keys[0] & keys[1])
-            told.append(
-                f"{side.name} has {len(keys[1])} drawn images and {sides[0].name} {len(keys[0])}; the changes are "
-                f"those of the {both} that both have"
-            )
-    return told
 
 
 # ------------------------------------------------------------------------------------------------- the numbers
@@ -171,21 +112,21 @@ def compare(sides: Sequence[Side]) -> list[Compared]:
         return []
     summaries = [side.summary for side in sides]
     lines: list[Compared] = []
-    for what, title, kind, value in (
-        ("geneval", "Drawing", "generated", lambda row: row["correct"]),
-        ("understanding", "Understanding", "references", _answered),
+    for what, title, kind, key, value in (
+        ("geneval", "Drawing", "generated", image_key, lambda row: row["correct"]),
+        ("understanding", "Understanding", "references", reference_key, _answered),
     ):
         tags = tags_of(what, *summaries)
         for tag in ["", *tags[:-1]]:
             parts = [level(get(s, what, "tasks", tag) if tag else get(s, what)) for s in summaries]
             pairs = [getattr(side, kind) for side in sides]
-            changes = [change(pairs[0], pair, value, tag=tag, macro=what == "geneval" and not tag) for pair in pairs]
+            macro = what == "geneval" and not tag
+            changes = [change(pairs[0], pair, value, key, tag=tag, macro=macro) for pair in pairs]
             lines.append(_line(task_name(tag) if tag else title, parts, changes, group="" if not tag else title))
-    own = [change(sides[0].generated, side.generated, _answered) for side in sides]
-    excess = [
-        change(sides[0].generated, side.generated, lambda row: row["answer_correct"] - row["correct"]) for side in sides
-    ]
-    both = [(side.generated, side.references) for side in sides]
+    asked = [side.asked for side in sides]
+    own = [change(asked[0], each, _answered, answer_key) for each in asked]
+    excess = [change(asked[0], each, lambda row: row["answer_correct"] - row["correct"], answer_key) for each in asked]
+    both = [(each, side.references) for each, side in zip(asked, sides, strict=True)]
     moved = [imbalance_changes(both[0], each) for each in both]
     names = {RATES[0]: "answer wrong, image right", RATES[1]: "image wrong, answer right"}
     lines += [
@@ -237,7 +178,7 @@ def table(sides: Sequence[Side], lines: Sequence[Compared], which: int) -> Table
 
 def gallery(sides: Sequence[Side], problems: list[str]) -> list[dict[str, Any]]:
     """For each task: its name, how often each outcome happened, and chosen images that all sides hold, side by side."""
-    found = [{image_key(row): row for row in side.generated} for side in sides]
+    found = [distinct(side.generated, image_key) for side in sides]
     keys = [key for key in (found[0] if found else ()) if all(key in rows for rows in found[1:])]
     tags, tasks = list(dict.fromkeys(key[2] for key in keys)), []
     for place, tag in enumerate(tags):
@@ -245,7 +186,10 @@ def gallery(sides: Sequence[Side], problems: list[str]) -> list[dict[str, Any]]:
         outcomes = [tuple(row["correct"] for row in group) for group in groups]
         chosen = choose(outcomes, CARDS_PER_TASK, (place + 0.5) / len(tags))
         cards = [
-            [(side.name, row, embed(side.folder, row, problems)) for side, row in zip(sides, groups[i], strict=True)]
+            [
+                (side.name, row, embed(side.folder, row, problems) if side.folder.is_dir() else None)
+                for side, row in zip(sides, groups[i], strict=True)
+            ]
             for i in chosen
         ]
         tasks.append({"name": task_name(tag), "cards": cards, "counts": Counter(sorted(outcomes)), "n": len(groups)})

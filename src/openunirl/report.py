@@ -48,6 +48,7 @@ PIXEL_ART = 128  # a picture of so many pixels a side, or fewer, is embedded as 
 THUMBNAIL = 256  # pixels that the longer side of any other is reduced to
 
 _REFERENCE = {"tag": str, "prompt": str, "answer_correct": bool, "index": int}
+JUDGED = {"tag": str, "prompt": str, "correct": bool, "reason": str, "index": int, "filename": str}
 _RESULT = {**_REFERENCE, "correct": bool, "question": str, "expected": str, "answer": str, "reason": str}
 JINJA: dict[str, Any] = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
 
@@ -85,7 +86,7 @@ def embed(folder: Path, row: Row, problems: list[str]) -> dict[str, Any] | None:
         with Image.open(path) as opened:
             image = opened.convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError):
-        problems.append(f"evaluation/{folder.name}/{row.get('filename')} is no readable picture")
+        problems.append(f"{folder.name}/{row.get('filename')} is no readable picture")
         return None
     hard = max(image.size) <= PIXEL_ART
     image.thumbnail((THUMBNAIL, THUMBNAIL))
@@ -135,9 +136,10 @@ def read_json(path: Path, problems: list[str]) -> dict[str, Any]:
     return {}
 
 
-def read_rows(path: Path, needed: Mapping[str, Any], problems: list[str]) -> list[Row]:
-    """The objects of a JSONL file that have the `needed` fields; the others are counted in `problems`."""
-    name = path.name if path.name == "metrics.jsonl" else f"evaluation/{path.parent.name}/{path.name}"
+def read_rows(path: Path, needed: Mapping[str, Any], problems: list[str], *, name: str = "") -> list[Row]:
+    """The objects of a JSONL file that have the `needed` fields; the others are counted in `problems`, under `name`
+    (default: where the file lies in a run)."""
+    name = name or (path.name if path.name == "metrics.jsonl" else f"evaluation/{path.parent.name}/{path.name}")
     if not path.is_file():
         problems.append(f"{name} is missing")
         return []
@@ -180,7 +182,9 @@ def write_report(run_dir: Path) -> Path:
     before, after = (read_side(folder / when, problems) for when in ("before", "after"))
     if not (metrics or before["summary"] or after["summary"]):
         raise ValueError(f"{run_dir} is no run directory with anything to report: {'; '.join(problems)}")
-    for key in ("seed", "sampling", "label") if before["summary"] and after["summary"] else ():
+    for key in (
+        ("seed", "sampling", "label", "detector", "max_new_tokens") if before["summary"] and after["summary"] else ()
+    ):
         old, new = (side["summary"].get(key) for side in (before, after))
         problems += [f"the evaluations differ in {key}: {old} before, {new} after"] if old != new else []
     paired, summaries = paired_changes(before, after), (before["summary"], after["summary"])

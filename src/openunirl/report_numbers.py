@@ -3,14 +3,12 @@
 In: summaries and rows as evaluation/run.py makes them. Out: Line objects, a rich table, a sentence about collusion.
 
 Departures from METHOD: 1. changes carry a paired bootstrap over prompt slots (images of one slot averaged) where both
-evaluations hold the same images; a prompt text that stands in several slots counts in each. 2. The imbalance score
-carries a MOVER interval (Zou and Donner 2008), as if its two rates were independent.
+evaluations hold the same images; a prompt text that stands in several slots counts in each.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +18,8 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from openunirl.evaluation.intervals import paired_difference
-from openunirl.evaluation.paired import RATES, image_key
+from openunirl.evaluation.intervals import mean_interval, paired_difference
+from openunirl.evaluation.paired import RATES, Key, answer_key, image_key, prompt_differences, reference_key, shared
 
 Row = dict[str, Any]
 Interval = tuple[float, float, float]  # mean, low, high
@@ -85,9 +83,10 @@ def score(part: Any) -> Level | None:
     value, (a, b) = number(get(part, "score")), (level(get(part, "intervals", rate)) for rate in RATES)
     if value is None or a is None or b is None:
         return None
-    below, above = math.hypot(a.value - a.low, b.value - b.low) / 2, math.hypot(a.high - a.value, b.high - b.value) / 2
+    # earlier summaries do not hold the interval
+    ends = get(part, "score_interval", "ci95") or mean_interval([(rate.value, rate.low, rate.high) for rate in (a, b)])
     prompts = f"{a.prompts}+{b.prompts}" if a.prompts and b.prompts else ""
-    return Level(value=value, low=value - below, high=value + above, n=f"{a.n}+{b.n}", prompts=prompts)
+    return level({"accuracy": value, "ci95": ends, "n": f"{a.n}+{b.n}", "distinct_prompts": prompts})
 
 
 def gap(summary: Any) -> Level | None:
@@ -149,33 +148,27 @@ def headline(before: Any, after: Any, paired: Mapping[tuple[str, str], Interval]
 
 
 def paired_changes(before: Mapping[str, list[Row]], after: Mapping[str, list[Row]]) -> dict[tuple[str, str], Interval]:
-    """Bootstrap intervals of after - before, over prompts, where both hold the same prompts and samples.
+    """Bootstrap intervals of after - before, over prompts, where both hold the same prompts, samples and questions.
 
     Both arguments: {"generated": rows, "references": rows} as evaluate() makes them. Keys: ("geneval", task),
     ("understanding", task), ("self_reward", ""), ("collusion_gap", ""); task "" is all together.
     """
-    measures: dict[str, tuple[str, Callable[[Row], float]]] = {
-        "geneval": ("generated", lambda row: row["correct"]),
-        "understanding": ("references", lambda row: row["answer_correct"]),
-        "self_reward": ("generated", lambda row: row["answer_correct"]),
-        "collusion_gap": ("generated", lambda row: row["answer_correct"] - row["correct"]),
+    measures: dict[str, tuple[str, Callable[[Row], Key], Callable[[Row], float]]] = {
+        "geneval": ("generated", image_key, lambda row: row["correct"]),
+        "understanding": ("references", reference_key, lambda row: row["answer_correct"]),
+        "self_reward": ("generated", answer_key, lambda row: row["answer_correct"]),
+        "collusion_gap": ("generated", answer_key, lambda row: row["answer_correct"] - row["correct"]),
     }
     found: dict[tuple[str, str], Interval] = {}
-    for what, (kind, value) in measures.items():
-        a, b = ({image_key(row): value(row) for row in side[kind]} for side in (after, before))
-        if a.keys() != b.keys() or not a:
+    for what, (kind, key, value) in measures.items():
+        a, b = before[kind], after[kind]
+        if not len(shared(a, b, key)[0]) == len(a) == len(b):
             continue
-        slots: dict[tuple[str, int], list[tuple[float, float]]] = {}  # the images of one prompt
-        for image in a:
-            slots.setdefault((image[2], image[0]), []).append((a[image], b[image]))
-        means = {slot: np.mean(pairs, axis=0) for slot, pairs in slots.items()}
-        size = Counter(tag for tag, _ in slots)
-        for tag in [*size, ""] if what in ("geneval", "understanding") else [""]:
-            macro = what == "geneval" and not tag
-            weight = {t: len(slots) / (len(size) * size[t]) if macro else 1.0 for t in size}
-            items = np.array([mean * weight[t] for (t, _), mean in means.items() if tag in ("", t)])
-            rng = np.random.default_rng(0)
-            found[what, tag] = paired_difference(items[:, 0], items[:, 1], rng=rng, num_resamples=5000)
+        for tag in [*dict.fromkeys(row["tag"] for row in a), ""] if what in ("geneval", "understanding") else [""]:
+            difference_I = prompt_differences(a, b, value, key, tag=tag, macro=what == "geneval" and not tag)
+            if len(difference_I):
+                rng, zeros_I = np.random.default_rng(0), np.zeros_like(difference_I)
+                found[what, tag] = paired_difference(difference_I, zeros_I, rng=rng, num_resamples=5000)
     return found
 
 

@@ -27,6 +27,16 @@ compared. All others may change, as may the number of processes, and with it --r
 of evaluations it may give up the last one."""
 
 
+RESULTS = "results.jsonl"
+"""The rows that `evaluate --images` and GenEval's own tool write."""
+
+
+def is_evaluation(place: Path) -> bool:
+    """Whether it is an evaluation by itself - a file, or a folder that holds one - and no run directory, which has a
+    report of its own."""
+    return place.is_file() or any((place / name).exists() for name in ("evaluation.json", RESULTS))
+
+
 def check_directory(folder: Path, *, resume: bool) -> None:
     """Errors: ValueError for a directory that is there already or, with `resume`, is not."""
     if not resume and is_occupied(folder):

@@ -115,8 +115,13 @@ class Verdict:
 
     correct: bool
     reason: str = ""
-    objects: int = field(default=0, compare=False)
-    """Detections above the threshold, of any class."""
+    details: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict, compare=False)
+    """class -> its detections above the threshold, [x0, y0, x1, y1, score] in pixels, as in GenEval's results.jsonl."""
+
+    @property
+    def objects(self) -> int:
+        """Detections above the threshold, of any class."""
+        return sum(map(len, self.details.values()))
 
 
 # -------------------------------------------------------------------------------------------- rollouts

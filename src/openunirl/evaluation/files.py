@@ -1,7 +1,7 @@
 """An evaluation on disk, in GenEval's own layout, so that anyone can score the images again.
 
 In: an Evaluation. Out: NAME.json (the summary) and NAME/ with 00000/samples/0000.png, 00000/metadata.jsonl, ...,
-results.jsonl (one line per image, GenEval's field names) and references.jsonl (one line per reference image).
+results.jsonl (one line per image, GenEval's fields and ours) and references.jsonl (one line per reference image).
 """
 
 from __future__ import annotations

@@ -19,14 +19,13 @@ Departures:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from openunirl.evaluation.intervals import wilson
+from openunirl.evaluation.intervals import mean_interval, wilson
 from openunirl.tasks.geneval import COLORS
 from openunirl.types import Detection, Judge, Verdict
 
@@ -154,7 +153,8 @@ def score(
         number = len(kept.get(clause["class"], []))
         if number >= clause["count"]:
             reasons.append(f"expected {clause['class']}<{clause['count']}, found {number}")
-    return Verdict(correct=not reasons, reason="\n".join(reasons), objects=sum(map(len, kept.values())))
+    details = {name: [[*each.box, each.score] for each in objects] for name, objects in kept.items() if objects}
+    return Verdict(correct=not reasons, reason="\n".join(reasons), details=details)
 
 
 def judge_pictures(
@@ -271,12 +271,10 @@ def summarize(results: Sequence[Mapping[str, Any]]) -> GenEvalSummary:
         by_prompt.setdefault((row["tag"], row["prompt"]), []).append(bool(row["correct"]))
     tasks = {tag: _accuracy(verdicts) for tag, verdicts in by_tag.items()}
     overall = sum(task.accuracy for task in tasks.values()) / len(tasks)
-    below = math.sqrt(sum((task.accuracy - task.ci95[0]) ** 2 for task in tasks.values())) / len(tasks)
-    above = math.sqrt(sum((task.ci95[1] - task.accuracy) ** 2 for task in tasks.values())) / len(tasks)
     return GenEvalSummary(
         overall=overall,
         n=len(results),
-        ci95=(overall - below, overall + above),
+        ci95=mean_interval([(task.accuracy, *task.ci95) for task in tasks.values()]),
         tasks=tasks,
         images=_accuracy([verdict for verdicts in by_tag.values() for verdict in verdicts]),
         prompts_any=_accuracy([any(verdicts) for verdicts in by_prompt.values()]),

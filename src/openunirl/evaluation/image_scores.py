@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from openunirl.disk import naming
-from openunirl.evaluation.geneval import OFFICIAL, keep, score, summarize
+from openunirl.evaluation.geneval import OFFICIAL, score, summarize
 from openunirl.evaluation.image_folder import Picture, digest, read_picture
 from openunirl.tasks.geneval import evaluation_prompts
 from openunirl.tasks.records import read_jsonl, write_jsonl
@@ -57,10 +57,8 @@ def score_picture(
     metadata = picture.prompt.metadata()
     try:
         verdict = score(metadata, found, lambda name, objects: judge.colors(image, objects, name))
-        counted = {name: [found[name][i] for i in keep(found[name], picture.prompt.tag)] for name in found}
     except ValueError as error:
         raise ValueError(f"{picture.name}: {error}") from None
-    details = {name: [[*each.box, each.score] for each in kept] for name, kept in counted.items() if kept}
     return {
         "filename": picture.name,
         "tag": picture.prompt.tag,
@@ -68,7 +66,7 @@ def score_picture(
         "correct": verdict.correct,
         "reason": verdict.reason,
         "metadata": json.dumps(metadata),
-        "details": json.dumps(details),
+        "details": json.dumps(verdict.details),
         "index": picture.index,
         "sample": picture.sample,
         "digest": file_digest,

@@ -1,7 +1,8 @@
 """`openunirl evaluate --images DIR`: GenEval's score of pictures that any model drew.
 
 In: a folder in GenEval's layout. Out, in --output-dir: results.jsonl (one line per picture, in GenEval's fields),
-evaluation.json (accuracies with 95 % intervals and whose verdict they are), settings.json; a table on the terminal.
+evaluation.json (accuracies with 95 % intervals and whose verdict they are), settings.json; a table and
+GenEval's own summary on the terminal.
 A call that was killed is continued by the same call. Under `accelerate launch` every process takes its share.
 torch is not imported before the command line is read.
 """
@@ -181,6 +182,7 @@ def _conclude(
     from rich.console import Console
 
     from openunirl.evaluation.files import write_summary
+    from openunirl.evaluation.geneval import official_summary
     from openunirl.evaluation.image_scores import (
         journal_rows,
         no_score,
@@ -211,6 +213,8 @@ def _conclude(
         return summary
     console = Console()
     console.print(_table(summary))
+    console.print("As summary_scores.py prints it:\n")
+    console.print(official_summary(results), highlight=False, markup=False, soft_wrap=True)
     if summary["distinct_pictures"] < len(results):
         repeated = len(results) - summary["distinct_pictures"]
         console.print(f"{repeated} pictures are exact copies of others: were their seeds the same?")

@@ -4,7 +4,8 @@ In: rows of generated images (correct, answer_correct) and of reference images (
 their 2x2 counts per task and overall, and their mean, the imbalance score; 0 is perfect balance.
 
 Source: UniRL (arXiv 2505.23380), the released cycle scripts. Departures: 1. the score is the mean of the two rates (the
-paper reports them apart); 2. Wilson intervals.
+paper reports them apart); 2. Wilson intervals of the rates, and of the score a MOVER interval (intervals.py), as if
+its two rates were independent.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from openunirl.evaluation.intervals import wilson
+from openunirl.evaluation.intervals import mean_interval, wilson
 
 
 def accuracy(correct: int, n: int) -> dict[str, Any]:
@@ -59,11 +60,17 @@ def _rates(generated: Sequence[dict[str, Any]], references: Sequence[dict[str, A
     # of how many distinct prompts each rate tells
     first["distinct_prompts"] = len({row["prompt"] for row in generated if row["correct"]})
     second["distinct_prompts"] = len({row["prompt"] for row in generated if read.get(row["index"])})
-    rates = [part["accuracy"] for part in (first, second) if part["n"]]
+    rates = [part for part in (first, second) if part["n"]]
+    score = score_interval = None
+    if len(rates) == 2:
+        score = sum(part["accuracy"] for part in rates) / 2
+        ends = mean_interval([(part["accuracy"], *part["ci95"]) for part in rates])
+        score_interval = {"n": [part["n"] for part in rates], "ci95": list(ends)}
     return {
         "answer_wrong_given_image_right": first["accuracy"],
         "image_wrong_given_answer_right": second["accuracy"],
-        "score": sum(rates) / 2 if len(rates) == 2 else None,
+        "score": score,
+        "score_interval": score_interval,
         "intervals": {"answer_wrong_given_image_right": first, "image_wrong_given_answer_right": second},
         "own_images": own,
         "reference_images": cross,

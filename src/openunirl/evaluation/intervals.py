@@ -2,6 +2,7 @@
 
     correct, n        -> wilson             -> (low, high)
     2x2 counts        -> paired_shares      -> (difference of two shares of the same items, low, high)
+    shares, intervals -> mean_interval      -> (low, high) of their mean
     a, b on one set   -> paired_difference  -> (mean difference, low, high)
 
 Sources: Wilson (1927), the score interval; Newcombe (1998, Statistics in Medicine 17, 2635, method 10), its extension
@@ -11,6 +12,7 @@ to paired shares; Efron and Tibshirani (1993, ch. 13), the percentile bootstrap.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -37,6 +39,19 @@ def wilson(k: int, n: int) -> tuple[float, float]:
     low = 0.0 if k == 0 else centre - half_width
     high = 1.0 if k == n else centre + half_width
     return low, high
+
+
+def mean_interval(shares: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
+    """The 95 % MOVER interval of the unweighted mean of independent shares, each (value, low, high).
+
+    ValueError for no shares. Example: mean_interval([(0.8, 0.49, 0.94), (0.5, 0.24, 0.76)]) -> (0.448, 0.798)
+    """
+    if not shares:
+        raise ValueError("no shares, so no mean: pass one (value, low, high) at least")
+    mean = sum(value for value, _, _ in shares) / len(shares)
+    below = math.hypot(*(value - low for value, low, _ in shares)) / len(shares)
+    above = math.hypot(*(high - value for value, _, high in shares)) / len(shares)
+    return mean - below, mean + above
 
 
 def paired_shares(both: int, only_a: int, only_b: int, neither: int) -> tuple[float, float, float]:

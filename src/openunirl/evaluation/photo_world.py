@@ -73,7 +73,7 @@ class References:
             if len(found) == most:
                 break
             if self._is_right(picture):
-                found.append(Found(index=index, prompt=prompt, file=picture.file))
+                found.append(Found(index=index, sample=picture.sample, prompt=prompt, file=picture.file))
         return sorted(found, key=lambda one: one.index)
 
     def _is_right(self, picture: Picture) -> bool:

@@ -55,6 +55,7 @@ from openunirl.tasks.worlds import WORLDS
 from openunirl.types import AnswerSampling, Prompt
 
 Row = dict[str, Any]
+_JUDGED = ("correct", "reason", "index", "sample", "digest", "metadata", "details")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +155,8 @@ def evaluate_photos(
         scored["label"],
         seed=seed,
         sampling=asdict(config.sampling),
+        max_new_tokens=config.max_new_tokens,
+        detector={name: told for name, told in scored["detector"].items() if name.endswith("_fingerprint")},
         model=model.weights,
         official_prompts=scored["official_prompts"],
         reference_pictures=None if references is None else {"folder": str(references), "right": len(read)},
@@ -249,7 +252,7 @@ def matched(
                 "answer_correct": verdict.same,
                 "settled": verdict.settled,
                 "why": verdict.why,
-                **{name: each.row[name] for name in ("correct", "reason", "index", "sample", "metadata", "details")},
+                **{name: each.row[name] for name in _JUDGED},
             }
         )
     if llm_judge and rows:

@@ -12,6 +12,7 @@ Shapes: B images, H height, W width.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +25,7 @@ from PIL import Image
 from openunirl.config import EvalConfig
 from openunirl.draws import key
 from openunirl.evaluation.geneval import judge_pictures, summarize
-from openunirl.evaluation.image_folder import read_picture
+from openunirl.evaluation.image_folder import digest, read_picture
 from openunirl.evaluation.imbalance import accuracy, accuracy_by_task, imbalance
 from openunirl.evaluation.intervals import paired_shares
 from openunirl.models.protocol import UnifiedModel
@@ -38,8 +39,8 @@ Report = Callable[[str, int, int], None]
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """generated: one row per drawn image (tag, prompt, question, expected, answer, answer_correct, correct, reason,
-    index, sample, objects); references: one per reference image; pictures uint8 [B, H, W, 3] in the order of
-    `generated`."""
+    metadata, details, index, sample, objects); references: one per reference image, without a verdict and with a digest
+    of the picture; pictures uint8 [B, H, W, 3] in the order of `generated`."""
 
     summary: dict[str, Any]
     generated: list[dict[str, Any]]
@@ -70,7 +71,14 @@ def evaluate(
         references = _read_found(model, world, found, config, report)
     return Evaluation(
         summary=summarize_rows(
-            generated, references, world.label, trained, seed=seed, sampling=asdict(config.sampling), **(about or {})
+            generated,
+            references,
+            world.label,
+            trained,
+            seed=seed,
+            sampling=asdict(config.sampling),
+            max_new_tokens=config.max_new_tokens,
+            **(about or {}),
         ),
         generated=generated,
         references=references,
@@ -156,6 +164,8 @@ def draw_and_judge(
         verdicts = judge_pictures(judge, [p.metadata() for p in wanted], list(batch))
         for (index, sample), prompt, verdict, answer in zip(part, wanted, verdicts, answers, strict=True):
             row = _row(world, prompt, answer) | {"correct": verdict.correct, "reason": verdict.reason}
+            # GenEval's results.jsonl holds these two as JSON in a string
+            row |= {"metadata": json.dumps(prompt.metadata()), "details": json.dumps(verdict.details)}
             rows.append(row | {"index": index, "sample": sample, "objects": verdict.objects})
         pictures.append(batch)
         report("drawing", start + len(part), len(jobs))
@@ -171,10 +181,9 @@ def _read_references(
         part = prompts[start : start + config.batch_size]
         images = model.encode(to_pixels(pictures[start : start + config.batch_size]))
         answers = ask(model, images, part, config.max_new_tokens)
-        rows += [
-            _row(world, prompt, answer) | {"index": start + i}
-            for i, (prompt, answer) in enumerate(zip(part, answers, strict=True))
-        ]
+        for index, (prompt, answer) in enumerate(zip(part, answers, strict=True), start=start):
+            known = {"index": index, "sample": 0, "digest": digest(pictures[index].tobytes())}
+            rows.append(_row(world, prompt, answer) | known)
         report("reading", start + len(part), len(prompts))
     return rows
 
@@ -186,11 +195,12 @@ def _read_found(
     rows: list[dict[str, Any]] = []
     for start in range(0, len(found), config.batch_size):
         part = found[start : start + config.batch_size]
-        images = model.read_pictures([Image.fromarray(read_picture(each.file)[1]) for each in part])
+        read = [read_picture(each.file) for each in part]
+        images = model.read_pictures([Image.fromarray(picture) for _, picture in read])
         answers = ask(model, images, [each.prompt for each in part], config.max_new_tokens)
-        rows += [
-            _row(world, each.prompt, told) | {"index": each.index} for each, told in zip(part, answers, strict=True)
-        ]
+        for each, (content, _), answer in zip(part, read, answers, strict=True):
+            known = {"index": each.index, "sample": each.sample, "digest": content}
+            rows.append(_row(world, each.prompt, answer) | known)
         report("reading", start + len(part), len(found))
     return rows
 

@@ -21,12 +21,14 @@ from openunirl.types import Judge, Match, Prompt
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """A reference picture in a file, and what is asked about it; `index`: its prompt's number among those evaluated.
+    """A reference picture in a file, and what is asked about it; `index`: its prompt's number among those evaluated,
+    `sample`: its own among those of its prompt.
 
-    Example: Found(index=0, prompt=Prompt(...), file=Path("references/00000/samples/0000.png"))
+    Example: Found(index=0, sample=0, prompt=Prompt(...), file=Path("references/00000/samples/0000.png"))
     """
 
     index: int
+    sample: int
     prompt: Prompt
     file: Path
 
