@@ -96,7 +96,8 @@ def test_a_teacher_teaches_all_of_the_network(family, tmp_path):
         ({"warmup_steps": -1}, "--warmup-steps is -1, wanted at least 0"),
         ({"position_weight": -1.0}, "--position-weight is -1.0, wanted at least 0"),
         ({"teacher_temperature": 0.0}, "--teacher-temperature is 0.0, wanted more than 0"),
-        ({"draw_coef": 0.0, "answer_coef": 0.0}, "both 0: nothing would be trained"),
+        ({"draw_coef": 0.0, "answer_coef": 0.0}, "nothing would be trained"),
+        ({"draw_batch": 0, "answer_coef": 0.0}, "nothing would be trained"),
     ],
 )
 def test_values_that_cannot_work_are_refused(changed, words, tmp_path):

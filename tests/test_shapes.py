@@ -349,3 +349,20 @@ def test_a_question_of_position_may_be_asked_from_both_sides():
     pairs = sum(len(relations(asked)) for _, asked in both)
     assert turned > 0.85 * pairs  # the other side may state what is held out
     assert sum(pair[::-1] in relations(asked) for _, asked in plain for pair in relations(asked)) < 0.5 * turned
+
+
+def test_every_thing_with_a_name_of_its_own_is_asked_for_its_place():
+    rng = np.random.default_rng(4)
+    found = 0
+    for _ in range(100):
+        scene, asked = shapes_examples.random_example(rng, places=True)
+        told = {q.question: q.answer for q in asked if q.question.endswith("in this image?")}
+        for thing in scene.things:
+            question = f"where is the {thing.color} {thing.shape} in this image?"
+            alike = [t for t in scene.things if (t.shape, t.color) == (thing.shape, thing.color)]
+            assert (question in told) == (thing.graft is None and len(alike) == 1)
+            if question in told:
+                column, row = (shapes.NUMBERS.index(word) for word in told[question].split(" and "))
+                assert abs(column / 4 - thing.column / 5) <= 0.1 and abs(row / 4 - thing.row / 5) <= 0.1
+                found += 1
+    assert found > 50

@@ -36,7 +36,7 @@ class PretrainConfig:
     pool: int = 24000
     """Scenes to draw, and as many to ask about, that are rendered and encoded once."""
     draw_batch: int = 24
-    """Scenes drawn per step."""
+    """Scenes drawn per step; 0: only answers are trained."""
     ask_batch: int = 24
     """Pictures asked about per step, three or four questions each."""
     negatives: float = 0.25
@@ -47,6 +47,8 @@ class PretrainConfig:
     """How often pictures for position questions, and these questions, come up; single_object is 1."""
     both_sides: bool = False
     """Position questions are asked from both sides."""
+    places: bool = False
+    """Things are also asked for their column and row, which a model learns before it can tell a relation."""
     near_misses: float = 0.45
     """Share of drawings whose prompt is wrong in one point: a count, a colour, a shape, a relation."""
     teacher_guidance: float = 0.0
@@ -76,10 +78,11 @@ class PretrainConfig:
 
 
 _AT_LEAST_ONE = (
-    "tokenizer_steps", "tokenizer_batch", "steps", "pool", "draw_batch", "ask_batch", "probe_steps", "probe_prompts"
+    "tokenizer_steps", "tokenizer_batch", "steps", "pool", "ask_batch", "probe_steps", "probe_prompts"
 )  # fmt: skip
 _NOT_NEGATIVE = (
-    "weight_decay", "warmup_steps", "teacher_guidance", "draw_coef", "answer_coef", "position_weight", "seed"
+    "weight_decay", "warmup_steps", "teacher_guidance", "draw_coef", "answer_coef", "position_weight", "seed",
+    "draw_batch",
 )  # fmt: skip
 _POSITIVE = ("tokenizer_lr", "lr", "teacher_temperature")
 _SHARES = ("negatives", "damaged", "near_misses", "condition_dropout", "decay")
@@ -98,9 +101,10 @@ def check(config: PretrainConfig) -> None:
         for name in names:
             if not holds(value := getattr(config, name)):
                 raise ValueError(f"--{name.replace('_', '-')} is {value}, wanted {words}")
-    if not config.draw_coef and not config.answer_coef:
+    if not config.answer_coef and not (config.draw_coef and config.draw_batch):
         raise ValueError(
-            "--draw-coef and --answer-coef are both 0: nothing would be trained; give one of them a weight"
+            f"--answer-coef is 0, --draw-coef {config.draw_coef} and --draw-batch {config.draw_batch}: nothing would "
+            "be trained; give answers or drawings a weight"
         )
     if config.teacher_guidance and config.start_from is None:
         raise ValueError(

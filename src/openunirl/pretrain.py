@@ -197,10 +197,16 @@ def train_model(model: UnifiedModel, config: PretrainConfig, progress: Progress,
 def pretrain_batches(model: UnifiedModel, config: PretrainConfig) -> Iterator[PretrainBatch]:
     """Endless batches from a pool of scenes that is encoded once and gone through in random order."""
     rng = np.random.default_rng([config.seed, 2])
-    drawn = [shapes_examples.training_example(rng, config.near_misses) for _ in range(config.pool)]
+    to_draw = config.pool if config.draw_batch else 1
+    drawn = [shapes_examples.training_example(rng, config.near_misses) for _ in range(to_draw)]
     asked = [
         shapes_examples.random_example(
-            rng, config.negatives, config.damaged, question_weights(config), both_sides=config.both_sides
+            rng,
+            config.negatives,
+            config.damaged,
+            question_weights(config),
+            both_sides=config.both_sides,
+            places=config.places,
         )
         for _ in range(config.pool)
     ]
@@ -212,7 +218,7 @@ def pretrain_batches(model: UnifiedModel, config: PretrainConfig) -> Iterator[Pr
     if config.teacher_guidance:
         teacher = ImageSampling(guidance_scale=config.teacher_guidance, temperature=config.teacher_temperature)
     while True:
-        pick_draw = torch.from_numpy(rng.integers(config.pool, size=config.draw_batch))
+        pick_draw = torch.from_numpy(rng.integers(to_draw, size=config.draw_batch))
         pick_ask = torch.from_numpy(rng.integers(config.pool, size=config.ask_batch))
         texts = ["" if rng.random() < config.condition_dropout else prompts[i].prompt for i in pick_draw.tolist()]
         asking = [(row, question) for row, i in enumerate(pick_ask.tolist()) for question in asked[i][1]]

@@ -384,6 +384,11 @@ class Janus(Adapter):
         self.image_tokenizer.merge_codes(pixels_BCHW.to(self.device))
 
     def pretrain_loss(self, batch: PretrainBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        scores = self.score_answers(batch.asked, batch.questions, batch.answers, support="full")
+        answer_loss = -scores.logprobs_QT.sum() / scores.mask_QT.sum()
+        return self._pretrain_drawing(batch) if batch.prompts else torch.zeros(()), answer_loss
+
+    def _pretrain_drawing(self, batch: PretrainBatch) -> torch.Tensor:
         assert batch.drawn.tokens_BN is not None
         tokens_BN = batch.drawn.tokens_BN.to(self.device)
         rows = self.prompting.t2i_with_dropped(batch.prompts, batch.seeds_B.tolist())
@@ -392,6 +397,4 @@ class Janus(Adapter):
             with self.reference(), torch.no_grad():
                 scale = batch.teacher.guidance_scale
                 teacher_SV = log_policy(self._drawn_logits(rows, tokens_BN, scale), batch.teacher, scale)
-        draw_loss = drawing_loss(self._drawn_logits(rows, tokens_BN), tokens_BN.flatten(), teacher_SV)
-        scores = self.score_answers(batch.asked, batch.questions, batch.answers, support="full")
-        return draw_loss, -scores.logprobs_QT.sum() / scores.mask_QT.sum()
+        return drawing_loss(self._drawn_logits(rows, tokens_BN), tokens_BN.flatten(), teacher_SV)

@@ -51,7 +51,8 @@ Support = Literal["text", "full"]
 class PretrainBatch:
     """What a family is trained on from nothing.
 
-    `prompts` with `drawn` (one image each; seeds_B keys its masks; an empty prompt trains the unconditional branch);
+    `prompts` with `drawn` (one image each; seeds_B keys its masks; an empty prompt trains the unconditional branch;
+    without any the drawing loss is 0);
     `asked` images with `questions` on them and their gold `answers`. With a `teacher`, the drawing loss is the
     cross-entropy to the frozen base's own guided, temperature-scaled policy instead of to the tokens (guidance
     distillation, arXiv 2210.03142): afterwards one unguided forward draws as two guided ones did.

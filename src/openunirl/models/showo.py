@@ -374,6 +374,11 @@ class Showo(Adapter):
         return error.abs().mean() + error.square().mean() + 0.1 * commit + entropy
 
     def pretrain_loss(self, batch: PretrainBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        scores = self.score_answers(batch.asked, batch.questions, batch.answers, support="full")
+        answer_loss = -scores.logprobs_QT.sum() / scores.mask_QT.sum()
+        return self._pretrain_drawing(batch) if batch.prompts else torch.zeros(()), answer_loss
+
+    def _pretrain_drawing(self, batch: PretrainBatch) -> torch.Tensor:
         tokens_BN = batch.drawn.tokens_BN
         assert tokens_BN is not None
         hidden_BN = masked.random_mask(batch.seeds_B, self.num_image_tokens).to(tokens_BN.device)
@@ -386,6 +391,4 @@ class Showo(Adapter):
                 scale = batch.teacher.guidance_scale
                 taught = self._masked_logits(batch.prompts, shown_BN, picked_S, scale)
                 teacher_SV = log_policy(taught, batch.teacher, scale)
-        draw_loss = drawing_loss(logits_SV, tokens_BN.flatten().index_select(0, picked_S), teacher_SV)
-        scores = self.score_answers(batch.asked, batch.questions, batch.answers, support="full")
-        return draw_loss, -scores.logprobs_QT.sum() / scores.mask_QT.sum()
+        return drawing_loss(logits_SV, tokens_BN.flatten().index_select(0, picked_S), teacher_SV)

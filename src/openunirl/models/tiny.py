@@ -110,7 +110,22 @@ def tiny_janus(words: Sequence[str]) -> Janus:
         system="",
     )
     parts: Any = config
-    return Janus(JanusNet(config, attn_implementation="eager"), JanusVQ(parts.vq_config), prompting, config)
+    net = JanusNet(config, attn_implementation="eager")
+    table: Any = net.get_submodule("model.vision_model.embeddings.position_embedding").weight
+    with torch.no_grad():
+        table.copy_(0.3 * sines(8, table.shape[1]))
+    return Janus(net, JanusVQ(parts.vq_config), prompting, config)
+
+
+def sines(side: int, width: int) -> torch.Tensor:
+    """[side * side, width]: sines and cosines of column and row, a start from which a vision tower that trains for
+    minutes knows where a patch lies; learned from there on. Source: Attention Is All You Need (arXiv 1706.03762), in
+    two dimensions as in MAE (arXiv 2111.06377), with wavelengths for a small grid."""
+    at = torch.arange(side, dtype=torch.float32)
+    angles = at[:, None] / 100 ** (torch.arange(width // 4) / (width // 4))
+    coded = torch.cat([angles.sin(), angles.cos()], dim=1)
+    columns, rows = coded.repeat(side, 1), coded.repeat_interleave(side, 0)
+    return torch.cat([columns, rows], dim=1)
 
 
 TINY: dict[str, Callable[[Sequence[str]], UnifiedModel]] = {"tiny-showo": tiny_showo, "tiny-janus": tiny_janus}

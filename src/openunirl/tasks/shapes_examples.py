@@ -19,6 +19,7 @@ import numpy as np
 from openunirl.tasks.shapes import (
     INVERSE,
     NONE,
+    NUMBERS,
     TAGS,
     Content,
     Query,
@@ -27,7 +28,7 @@ from openunirl.tasks.shapes import (
     from_either_side,
     sample_scene,
 )
-from openunirl.tasks.shapes_oracle import COLORS, MAX_THINGS, SHAPES, Scene, sample_graft
+from openunirl.tasks.shapes_oracle import COLORS, LATTICE, MAX_THINGS, SHAPES, Scene, sample_graft
 from openunirl.types import Prompt, Question
 
 QUESTION_WEIGHTS: Mapping[str, float] = dict.fromkeys(TAGS, 1.0) | {
@@ -85,6 +86,7 @@ def random_example(
     damaged: float = 0.2,
     weights: Mapping[str, float] = QUESTION_WEIGHTS,
     both_sides: bool = False,
+    places: bool = False,
 ) -> tuple[Scene, list[Question]]:
     """A scene and three or four different questions on it, with true answers, to train the answering half.
 
@@ -93,6 +95,7 @@ def random_example(
     shape, another colour, or colours exchanged. Where a scene allows too few other questions, more name what is absent.
     With `both_sides` a question of position is followed by the one from the other side, beyond the three or four: the
     two differ in order only, and without that lesson a model may long know the axis of a relation and not its sense.
+    With `places` everything that a shape and a colour name is asked for its place, too.
     What is asked of position and color_attr never has a held-out content as its true answer.
     """
     tag = _pick_tag(weights, rng)
@@ -123,7 +126,25 @@ def random_example(
         for one in told:
             if answer := truths.pop(one, "") or absent.pop(one, ""):
                 asked.append(Question(question=one.text, answer=answer))
-    return scene, asked
+    return scene, [*asked, *place_questions(scene)] if places else asked
+
+
+def place_questions(scene: Scene) -> list[Question]:
+    """Where each thing lies that its shape and colour name alone: column and row in five steps from the top left.
+
+    Example: "where is the red circle in this image?", "zero and four" for one in the lower left corner.
+    """
+    kinds = [(thing.shape, thing.color) for thing in scene.things]
+    return [
+        Question(
+            question=f"where is the {thing.color} {thing.shape} in this image?",
+            answer=" and ".join(
+                NUMBERS[round(at * (len(NUMBERS) - 1) / (LATTICE - 1))] for at in (thing.column, thing.row)
+            ),
+        )
+        for thing in scene.things
+        if thing.graft is None and kinds.count((thing.shape, thing.color)) == 1
+    ]
 
 
 def _pick_tag(weights: Mapping[str, float], rng: np.random.Generator) -> str:
