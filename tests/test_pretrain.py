@@ -72,6 +72,18 @@ def test_a_teacher_teaches_all_of_the_network(family, tmp_path):
     assert not vision or not still.issuperset(vision)
 
 
+@pytest.mark.parametrize("family", ["tiny-showo", "tiny-janus"])
+def test_answers_alone_leave_what_draws(family, tmp_path):
+    sizes = SMALL | {"draw_batch": 0, "places": True, "warmup_steps": 0}
+    pretrain(PretrainConfig(name=family, output_dir=str(tmp_path / "a"), **sizes))
+    fresh, model = build(family, shapes.vocabulary(), seed=0), load_model(tmp_path / "a")
+    moved = {
+        name for (name, a), b in zip(fresh.net.named_parameters(), model.net.parameters(), strict=True)
+        if not torch.equal(a.half(), b.half())
+    }  # fmt: skip
+    assert moved and not any("generation" in name for name in moved), moved
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
@@ -81,7 +93,7 @@ def test_a_teacher_teaches_all_of_the_network(family, tmp_path):
         ({"pool": 0}, "--pool is 0, wanted at least 1"),
         ({"steps": -1}, "--steps is -1, wanted at least 1"),
         ({"tokenizer_steps": 0}, "--tokenizer-steps is 0, wanted at least 1"),
-        ({"draw_batch": 0}, "--draw-batch is 0, wanted at least 1"),
+        ({"draw_batch": -1}, "--draw-batch is -1, wanted at least 0"),
         ({"ask_batch": -2}, "--ask-batch is -2, wanted at least 1"),
         ({"probe_steps": 0}, "--probe-steps is 0, wanted at least 1"),
         ({"probe_prompts": 0}, "--probe-prompts is 0, wanted at least 1"),
