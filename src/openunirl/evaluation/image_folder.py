@@ -91,6 +91,14 @@ def read_folder(folder: Path, *, prompt_file: Path | None = None, partial: bool 
     return pictures
 
 
+def holds_pictures(folder: Path) -> bool:
+    """Whether it is in GenEval's layout, or holds pictures and no model's config.json beside them."""
+    flat = any(file.suffix.lower() in FORMATS for file in folder.iterdir())
+    return any((place / "samples").is_dir() for place in _numbered(folder).values()) or (
+        flat and not (folder / "config.json").exists()
+    )
+
+
 def _numbered(folder: Path) -> dict[int, Path]:
     """number -> prompt folder. Errors: ValueError for two folders of one number, such as 7 and 00007."""
     found: dict[int, Path] = {}

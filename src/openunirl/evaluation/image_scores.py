@@ -19,7 +19,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -31,6 +30,7 @@ import numpy as np
 from openunirl.disk import naming
 from openunirl.evaluation.geneval import OFFICIAL, keep, score, summarize
 from openunirl.evaluation.image_folder import Picture, digest, read_picture
+from openunirl.evaluation.no_score import nothing_right
 from openunirl.tasks.geneval import evaluation_prompts
 from openunirl.tasks.records import read_jsonl, write_jsonl
 from openunirl.tasks.worlds import Judge
@@ -272,16 +272,14 @@ def no_score(rows: Sequence[Row]) -> str | None:
             "blank or noise (look at a few), or the detector's weights are damaged or of another kind of picture "
             "(choose the --detector that fits)"
         )
-    if any(row["correct"] for row in rows):
-        return None
     objects = sum(bool(json.loads(row["details"])) for row in rows)
-    reason, times = Counter(line for row in rows for line in row["reason"].split("\n")).most_common(1)[0]
-    return (
-        f"0 of {len(rows)} pictures are right although {objects} of them show objects; that is not taken for a score. "
-        "The likely causes: metadata of other pictures (folders in another order, or numbered from 1), a detector for "
-        f'another kind of picture, or a model that cannot draw yet. The most frequent reason is "{reason}" ({times} '
-        "times); results.jsonl has them all"
+    why = nothing_right(
+        rows,
+        objects,
+        "metadata of other pictures (folders in another order, or numbered from 1), a detector for another kind of "
+        "picture, or a model that cannot draw yet",
     )
+    return f"{why}; results.jsonl has them all" if why else None
 
 
 def summarize_pictures(rows: Sequence[Row], label: str, **about: Any) -> dict[str, Any]:

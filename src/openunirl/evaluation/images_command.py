@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from openunirl.config import META_DETECTOR, OPENAI_CLIP
 from openunirl.evaluation.judges import JUDGES
-from openunirl.flags import UsageError, parse
+from openunirl.flags import UsageError, given, parse
 
 if TYPE_CHECKING:
     from openunirl.distributed import Processes
@@ -50,9 +50,11 @@ class ImagesArguments:
 
 def evaluate_images(argv: list[str]) -> bool:
     """The command, where argv names --images; else False. Errors: UsageError; and as score_folder."""
-    if not any(token.partition("=")[0] == "--images" for token in argv):
-        return False
     prog = "openunirl evaluate"
+    if "image" in given(argv):
+        raise UsageError(f"unknown flag --image; did you mean {prog} --images DIR?")
+    if "images" not in given(argv):
+        return False
     args = parse(ImagesArguments, argv, ImagesArguments(), prog, "--images DIR")
     if not args.images:
         raise UsageError(f"{prog} wants --images DIR, a folder of pictures in GenEval's layout")

@@ -32,7 +32,6 @@ from openunirl.evaluation.files import write_summary
 from openunirl.evaluation.image_folder import read_folder
 from openunirl.evaluation.image_scores import append_rows, mend
 from openunirl.evaluation.images_command import score_folder
-from openunirl.evaluation.imbalance import accuracy
 from openunirl.evaluation.llm_judge import judge_answers
 from openunirl.evaluation.photo_world import placed
 from openunirl.evaluation.run import summarize_rows
@@ -48,7 +47,7 @@ from openunirl.generate import (
 )
 from openunirl.models.protocol import UnifiedModel, load_model
 from openunirl.provenance import about
-from openunirl.report_numbers import imbalance_table, summary_table
+from openunirl.report_numbers import imbalance_table, summary_table, unsettled_lines
 from openunirl.tasks.geneval import with_question
 from openunirl.tasks.records import prompt_row, read_jsonl, read_prompts, write_jsonl
 from openunirl.tasks.worlds import WORLDS
@@ -157,7 +156,6 @@ def evaluate_photos(
         model=model.weights,
         official_prompts=scored["official_prompts"],
         reference_pictures=None if references is None else {"folder": str(references), "right": len(read)},
-        unsettled={"own": _unsettled(generated), "references": _unsettled(read)},
         answers_judged_by=llm_judge or "rules",
         images_read_from="the PNG files",
         **about(command),
@@ -259,21 +257,13 @@ def matched(
     return rows
 
 
-def _unsettled(rows: Sequence[Row]) -> dict[str, Any]:
-    """Answers of which the judge could not tell whether they are right; they count as wrong."""
-    return accuracy(sum(not row["settled"] for row in rows), len(rows))
-
-
 def _show(summary: dict[str, Any], path: Path) -> None:
     console = Console()
     console.print(f"{summary['label']}; answers judged by {summary['answers_judged_by']}", highlight=False)
     console.print(summary_table(summary))
     console.print(imbalance_table(summary))
-    for name, words in (("own", "own pictures"), ("references", "reference pictures")):
-        part = summary["unsettled"][name]
-        if part["n"]:
-            told = f"{part['correct']} of {part['n']} ({100 * part['accuracy']:.1f} %)"
-            console.print(f"unsettled answers on {words}, counted as wrong: {told}", highlight=False)
+    for line in unsettled_lines(summary):
+        console.print(line, highlight=False)
     if not summary["understanding"]["n"]:
         console.print("understanding and the second imbalance rate want --references DIR", highlight=False)
     console.print(f"written: {path}", soft_wrap=True)
