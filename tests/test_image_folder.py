@@ -209,6 +209,18 @@ def test_pictures_are_turned_as_exif_says():
     assert np.array_equal(turned, np.rot90(decode(png(3)), -1))
 
 
+def test_a_flipped_bit_in_the_pixels_of_a_png_is_refused():
+    """Of every 37th bit of the compressed pixels; Pillow alone reads some of them as another picture."""
+    content = png(1, size=(16, 16))
+    start = content.index(b"IDAT") + 4
+    end = content.index(b"IEND") - 8
+    for bit in range(8 * start, 8 * end, 37):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(ValueError, match="damaged, or no picture"):
+            decode(bytes(damaged))
+
+
 def test_what_cannot_be_read_says_why():
     deep = io.BytesIO()
     Image.fromarray(np.zeros((4, 4), dtype=np.uint16)).save(deep, format="PNG")
