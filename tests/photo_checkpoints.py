@@ -1,4 +1,4 @@
-"""Small random Mask2Former and CLIP checkpoints in transformers' layout, with the real class counts and file names."""
+"""Small random Mask2Former, CLIP and chat checkpoints in transformers' layout; real class counts and file names."""
 
 import json
 from collections.abc import Sequence
@@ -6,7 +6,18 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, Mask2FormerConfig, SwinConfig
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Mask2FormerConfig,
+    PreTrainedTokenizerFast,
+    SwinConfig,
+)
 
 from openunirl.evaluation.detectors import InstanceNet
 from openunirl.tasks.geneval import GENEVAL_OBJECTS
@@ -74,4 +85,21 @@ def save_clip(folder: Path, *, seed: int = 0, side: int = 32, words: Sequence[st
         for weight in net.parameters():
             weight.mul_(4.0)  # transformers' first weights are so small that all pictures look alike
     net.save_pretrained(folder)
+    return folder
+
+
+def save_chat(folder: Path) -> Path:
+    """A random Llama with a chat template; it says nothing that can be read."""
+    words = ["<unk>", "<end>", "<user>", "same", "different", "well", "a"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<end>")
+    fast.chat_template = "{% for m in messages %}<user> {{ m['content'] }} {% endfor %}"
+    fast.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        eos_token_id=1, bos_token_id=1,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
     return folder

@@ -187,6 +187,6 @@ def test_a_shapes_summary_tells_what_is_unsettled(tmp_path, capsys):
 
 def test_the_model_goes_to_the_device(tmp_path, monkeypatch):
     moved, to = [], Showo.to
-    monkeypatch.setattr(Showo, "to", lambda self, device: moved.append(device) or to(self, device))
+    monkeypatch.setattr(Showo, "to", lambda self, device, *rest: moved.append(device) or to(self, device, *rest))
     evaluate(tmp_path / "out")
     assert moved == [torch.device("cpu")]

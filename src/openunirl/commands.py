@@ -101,8 +101,8 @@ class EvaluateArguments:
     CLIP, and further flags as follow. None: that of MODEL, where it is a published one, a tiny one or the checkpoint of
     a run, whose settings are then the defaults, too."""
     prompt_file: str = ""
-    """geneval: evaluate on these records instead, such as UniRL's evaluation_metadata_qa.jsonl, whose questions are
-    then asked; records without a question get ours."""
+    """geneval: evaluate on these records instead (all of them, unless --num-prompts is given), such as UniRL's
+    evaluation_metadata_qa.jsonl, whose questions are then asked; records without a question get ours."""
     references: str = ""
     """geneval: folder of reference pictures in GenEval's layout, of any source; those that the detector calls right
     are asked about. Without it, understanding is not measured."""
@@ -114,6 +114,9 @@ class EvaluateArguments:
     """geneval: a chat model of transformers (folder or hub id) that judges the answers instead of the rules."""
     llm_cache: str = ""
     """geneval: folder of the chat model's replies, which evaluations may share; the default is in --output-dir."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """The network's weights; bfloat16 takes half the memory, and its scores are not quite those of float32. The image
+    tokenizer, the detector and CLIP stay in float32."""
     seed: int = 0
     """Every draw is keyed by it."""
     output_dir: str = "runs/evaluation"
@@ -149,12 +152,15 @@ def evaluate(argv: list[str]) -> None:
             llm_cache=Path(args.llm_cache) if args.llm_cache else None,
             seed=args.seed,
             output_dir=Path(args.output_dir),
+            num_prompts=args.eval.num_prompts if "num-prompts" in given(argv) else None,
+            dtype=args.dtype,
             command=shlex.join([*prog.split(), *argv]),
         )
         return
     from openunirl.evaluation.run_command import evaluate_command
 
-    evaluate_command(args.model, args.eval, world="shapes", seed=args.seed, output_dir=Path(args.output_dir))
+    out = Path(args.output_dir)
+    evaluate_command(args.model, args.eval, world="shapes", seed=args.seed, output_dir=out, dtype=args.dtype)
 
 
 _OF_PHOTOGRAPHS = ("prompt-file", "references", "detector-weights", "color-weights", "llm-judge", "llm-cache")

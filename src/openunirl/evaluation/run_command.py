@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
@@ -23,9 +24,14 @@ from openunirl.report_numbers import imbalance_table, summary_table, unsettled_l
 from openunirl.tasks.worlds import WORLDS
 
 
-def evaluate_command(model: ModelConfig, config: EvalConfig, *, world: str, seed: int, output_dir: Path) -> None:
-    """Errors: ValueError where a number is out of range, `output_dir` holds anything already, or the model or world is
-    unknown; and, with the pictures and rows written and no evaluation.json, where these are no score."""
+def evaluate_command(
+    model: ModelConfig, config: EvalConfig, *, world: str, seed: int, output_dir: Path, dtype: str = "float32"
+) -> None:
+    """dtype: of the model's network.
+
+    Errors: ValueError where a number is out of range, `output_dir` holds anything already, or the model or world is
+    unknown; and, with the pictures and rows written and no evaluation.json, where these are no score.
+    """
     numbers = {"num-images": config.num_images, "batch-size": config.batch_size, "num-prompts": config.num_prompts}
     check_numbers(at_least_one=numbers | {"max-new-tokens": config.max_new_tokens}, seed=seed)
     check_sampling(config.sampling)
@@ -36,10 +42,10 @@ def evaluate_command(model: ModelConfig, config: EvalConfig, *, world: str, seed
     processes = Processes()
     if not processes.is_main:
         return
-    adapter, place = load_model(model).to(processes.device), WORLDS[world]()
+    adapter, place = load_model(model).to(processes.device, getattr(torch, dtype)), WORLDS[world]()
     prompts = place.evaluation_prompts(config.split, config.num_prompts, seed)
     references = place.evaluation_prompts(config.split, max(config.num_references, config.num_prompts), seed)
-    about = {"model": model.weights, "split": config.split}
+    about = {"model": model.weights, "split": config.split, "dtype": dtype}
     with Progress() as progress:
         bars: dict[str, TaskID] = {}
 
