@@ -184,6 +184,8 @@ def _sound(row: Row) -> bool:
         return isinstance(row.get("filename"), str)
     if not all(isinstance(row.get(key), str) for key in _TEXTS) or not isinstance(row.get("correct"), bool):
         return False
+    if not all(type(row.get(key)) is int and row[key] >= 0 for key in ("index", "sample")):
+        return False
     try:
         return isinstance(json.loads(row["details"]), dict)
     except ValueError:
@@ -205,10 +207,16 @@ def finished(rows: Sequence[Row], pictures: Sequence[Picture]) -> list[Row]:
         if not candidates:
             continue
         try:
-            now = digest(picture.file.read_bytes()), json.dumps(picture.prompt.metadata())
+            now = (
+                digest(picture.file.read_bytes()),
+                json.dumps(picture.prompt.metadata()),
+                picture.index,
+                picture.sample,
+            )
         except OSError:
             continue  # scoring it will say what is wrong
-        kept += [row for row in candidates if (row["digest"], row["metadata"]) == now][:1]
+        now = {"digest": now[0], "metadata": now[1], "index": picture.index, "sample": picture.sample}
+        kept += [row for row in candidates if all(row[name] == value for name, value in now.items())][:1]
     return kept
 
 

@@ -101,7 +101,7 @@ def score_folder(
     from openunirl.disk import is_occupied
     from openunirl.distributed import Processes
     from openunirl.evaluation.files import write_summary
-    from openunirl.evaluation.image_folder import all_equal, check_names, read_folder
+    from openunirl.evaluation.image_folder import all_equal, check_names, read_folder, told_of_further_keys
     from openunirl.evaluation.image_scores import PROTOCOL, check_moved, journal_rows, take_up
     from openunirl.generate import check_settings
     from openunirl.provenance import about
@@ -147,7 +147,12 @@ def score_folder(
     processes.wait()
     if not processes.is_main:
         return None
-    more = {"images": str(images), "partial": partial, "detector": settings | names, **about(command)}
+    more: dict[str, Any] = {
+        "images": str(images),
+        "partial": partial,
+        "ignored": told_of_further_keys(pictures) or None,
+    }
+    more |= {"detector": settings | names, **about(command)}
     return _conclude(output_dir, pictures, named.label, before=len(done), show=show, about=more)
 
 
@@ -163,12 +168,12 @@ def _score_share(
     from rich.console import Console
 
     from openunirl.evaluation.image_scores import journal, score_into_journal
-    from openunirl.generate import progress_bar
+    from openunirl.generate import progress_bar, share_of
 
     size = batch_size or (1 if processes.device.type == "cpu" else 8)
     share = missing[processes.rank :: processes.count]
     with progress_bar(Console(stderr=True), disable=not processes.is_main) as progress:
-        others = f" (process 1 of {processes.count})" if processes.count > 1 else ""
+        others = share_of(processes.count)
         before = 0 if others else total - len(missing)
         bar = progress.add_task(f"scoring{others}", total=before + len(share), completed=before)
         score_into_journal(
@@ -216,6 +221,8 @@ def _conclude(
     if summary["distinct_pictures"] < len(results):
         repeated = len(results) - summary["distinct_pictures"]
         console.print(f"{repeated} pictures are exact copies of others: were their seeds the same?")
+    if summary["ignored"]:
+        console.print(summary["ignored"], markup=False, highlight=False, soft_wrap=True)
     console.print(
         f"{len(results) - before} pictures scored, {before} were scored before; written: {path}", soft_wrap=True
     )
