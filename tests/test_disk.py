@@ -156,7 +156,7 @@ def test_an_evaluation_on_a_full_disk_can_be_repeated(tmp_path, capsys, monkeypa
     argv += ["--num-references", "12", "--sampling.num-timesteps", "6"]
     if file == "evaluation.json":
         monkeypatch.setattr(json, "dumps", lambda *_, **more: "x" * 30_000 if more.get("indent") else "{}")
-    told = refused(capsys, argv, 20_000 if file == "evaluation.json" else 6_000)
+    told = refused(capsys, argv, 20_000 if file == "evaluation.json" else 2_000)
     monkeypatch.undo()
     assert f"{tmp_path}/out/{file}: cannot be written: File too large; free some space" in told, told
     assert not list((tmp_path / "out").rglob("*"))

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,18 +15,34 @@ from openunirl.models.showo import Showo
 from openunirl.presets_real import PUBLISHED
 from openunirl.tasks.records import read_jsonl, write_jsonl
 from openunirl.tasks.worlds import WORLDS
-from photo_checkpoints import save_chat, save_clip, save_mask2former
+from photo_checkpoints import name_answers, save_chat, save_clip, save_mask2former
 
 RECORDS = [
     {"tag": "single_object", "include": [{"class": name, "count": 1}], "prompt": f"a photo of a {name}"}
     for name in ("handbag", "bench", "cup")  # the first is what the random detector finds
 ]
+NAMING = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from photo_checkpoints import name_answers
+name_answers()
+from openunirl.cli import run
+run()
+"""
+"""The command in a process of its own."""
 QUESTION = {"question": "What is the main item in this image?", "answer": "handbag"}
 
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def named():
+    with pytest.MonkeyPatch.context() as patch:
+        name_answers(patch.setattr)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +201,7 @@ def test_several_processes_take_shares(judges, base, whole, tmp_path):
     argv = arguments(judges, tmp_path / "out", "--references", base / "evaluation")
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "openunirl.cli", *argv],
+            [sys.executable, "-c", NAMING, *argv],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -279,7 +296,7 @@ def test_a_chat_model_judges_and_its_replies_are_kept(call, base, chat, tmp_path
 
     def reply(self, prompts):
         replies.append(list(prompts))
-        return ["Same." if "handbag" in prompt else "I cannot tell" for prompt in prompts]
+        return ["Same." if "right answer: handbag" in prompt else "I cannot tell" for prompt in prompts]
 
     monkeypatch.setattr(ChatModel, "replies", reply)
     flags = ["--references", base / "evaluation", "--llm-judge", chat, "--llm-cache", tmp_path / "cache"]
