@@ -127,6 +127,7 @@ def test_flags_of_the_other_world(called, capsys):
 def test_pictures_and_runs_are_no_models(run, tmp_path, capsys):
     pictures = draw(tmp_path / "pictures")
     assert f"openunirl evaluate --images {pictures} --output-dir DIR" in refused(capsys, pictures)
+    assert "holds pictures, not a model" in refused(capsys, pictures, "--settings", "showo-512")
     flat = pictures / "00000" / "samples"
     assert f"--images {flat}" in refused(capsys, flat)
     assert "did you mean openunirl evaluate --images DIR?" in refused(capsys, "--image", pictures)

@@ -18,7 +18,7 @@ import tyro
 
 from openunirl.config import META_DETECTOR, OPENAI_CLIP, EvalConfig, ModelConfig
 from openunirl.evaluation.images_command import evaluate_images
-from openunirl.evaluation.of_model import known_evaluation, published_name
+from openunirl.evaluation.of_model import check_model_folder, known_evaluation, published_name
 from openunirl.flags import FLAT, HELP, UsageError, given, parse, unknown
 from openunirl.presets import BUNDLED, bundled
 from openunirl.presets_real import PUBLISHED, KnownModel
@@ -169,8 +169,10 @@ _SETTINGS = ("sampling.guidance-scale", "sampling.num-timesteps", "max-new-token
 
 
 def _check_world(args: EvaluateArguments, flags: set[str]) -> None:
-    """Errors: UsageError where nothing tells the world or the settings of MODEL, and for a flag of the other world."""
+    """Errors: UsageError where MODEL is none, where nothing tells its world or settings, and for a flag of the other
+    world."""
     weights, names = args.model.weights, ", ".join(PUBLISHED)
+    check_model_folder(weights)
     if args.world is None:
         raise UsageError(
             f"{weights} does not tell how it is to be evaluated: give --settings NAME of the published model that it "

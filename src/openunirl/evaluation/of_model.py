@@ -5,7 +5,7 @@
     tiny-showo, or what `pretrain` wrote -> shapes
 
 In: MODEL as the command line has it. Out: a KnownEvaluation, or None where nothing tells; a UsageError for a folder
-that is no model. A wrong world or wrong sampling would be a low score that looks like one. Torch-free.
+that is no model. A wrong world or wrong sampling would give a low score that looks like any other. Torch-free.
 """
 
 from __future__ import annotations
@@ -37,17 +37,13 @@ def published_name(weights: str) -> str | None:
 
 
 def known_evaluation(weights: str) -> KnownEvaluation | None:
-    """None where nothing tells. Errors: UsageError for pictures or a run directory in the place of a model; ValueError
-    for a run whose config.json is damaged."""
+    """None where nothing tells. Errors: ValueError for a run whose config.json is damaged."""
     if name := published_name(weights):
         return KnownEvaluation(world="geneval", eval=PUBLISHED[name].evaluation)
     folder = Path(weights).expanduser()
     if weights in BUNDLED or (folder / "pretrain.json").is_file() or (folder.parent / "pretrain.jsonl").is_file():
         return KnownEvaluation(world="shapes", eval=EvalConfig())
-    if not folder.is_dir():
-        return None
-    _check_model_folder(folder)
-    run = run_of(folder)
+    run = run_of(folder) if folder.is_dir() else None
     if run is None:
         return None
     # as many prompts and pictures as another model is evaluated with, so that the two can be compared
@@ -70,10 +66,13 @@ def run_of(checkpoint: Path) -> RunConfig | None:
         raise ValueError(f"{file} is no run's configuration ({error}): {fix}") from None
 
 
-def _check_model_folder(folder: Path) -> None:
+def check_model_folder(weights: str) -> None:
     """Errors: UsageError for a run directory, and for a folder of pictures."""
     from openunirl.evaluation.image_folder import holds_pictures
 
+    folder = Path(weights).expanduser()
+    if weights in BUNDLED or not folder.is_dir():
+        return
     if (folder / "checkpoints").is_dir():
         saved = sorted(place for place in (folder / "checkpoints").iterdir() if place.is_dir())
         such = f", such as {saved[-1]}" if saved else ""
