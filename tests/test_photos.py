@@ -107,7 +107,7 @@ def test_both_tasks_and_their_imbalance(call, base, tmp_path, capsys):
     out = tmp_path / "out"
     call(out, "--references", base / "evaluation")
     printed = capsys.readouterr().out
-    for words in ("Drawing (GenEval)", "answer wrong | image right", "unsettled answers on reference pictures"):
+    for words in ("Drawing (GenEval)", "imbalance, in %", "unsettled answers on reference pictures"):
         assert words in printed
     summary = json.loads((out / "evaluation.json").read_text())
     own, read = (read_jsonl(out / "evaluation" / name) for name in ("results.jsonl", "references.jsonl"))
@@ -246,7 +246,7 @@ def test_refusals(call, base, judges, tmp_path, capsys):
     assert "was made with seed 0, not 1" in refused("--seed", 1)
     assert "holds no settings.json" in refused("--output-dir", judges)
     assert main(["evaluate", "tiny-showo", "--references", "x"]) == 2
-    assert "--references x belongs to --world geneval" in capsys.readouterr().err
+    assert "--references belongs to --world geneval" in capsys.readouterr().err
     assert main(["evaluate", "tiny-showo", "--settings", "showo-51"]) == 2
     assert "did you mean showo-512?" in capsys.readouterr().err
 
