@@ -232,9 +232,10 @@ def check_moved(settings: Path, images: Path, read: Callable[[], Sequence[Pictur
         return
     rows = _rows_so_far(settings.parent)
     names = {row["filename"] for row in rows if "unreadable" not in row}
+    place = was if isinstance(was, str) and len(was) <= 300 else "another place"
     if names and 2 * len(finished(rows, read())) < len(names):
         raise ValueError(
-            f"{settings.parent} was made with the pictures of {was}, and those in {images} are others, not the same "
+            f"{settings.parent} was made with the pictures of {place}, and those in {images} are others, not the same "
             "moved here: choose another --output-dir"
         )
 
