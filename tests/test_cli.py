@@ -149,7 +149,7 @@ def test_evaluate(handlers, tmp_path):
     assert config == dataclasses.replace(
         base, split="validation", num_prompts=6, sampling=dataclasses.replace(base.sampling, guidance_scale=2.0)
     )
-    assert rest == {"world": "shapes", "seed": 4, "output_dir": tmp_path}
+    assert rest == {"world": "shapes", "seed": 4, "output_dir": tmp_path, "dtype": "float32"}
 
 
 @pytest.mark.parametrize("weights", ["someone/model", "./made", "/some/where"])
