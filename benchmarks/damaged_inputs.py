@@ -2,12 +2,12 @@
 
     python benchmarks/damaged_inputs.py --cases 10000 --seed 0
 
-Sound inputs - JSONL files, prompt files, pictures, GenEval folders, configurations, report rows, journals, checkpoints,
-tokenizer files - are damaged at random (bytes flipped, cut, doubled, replaced; JSON values exchanged; files removed or
-emptied) and handed to the code that reads them. An outcome is "error" (ValueError or OSError in one sentence, at most
-1,000 characters), "skip" (the reader counted it), "sound" (the damage left a sound input: what was read is checked),
-or a failure: any other exception, an empty or vague message, or a result that does not hold. Prints a table; exit
-code 1 on any failure.
+Sound inputs - JSONL files, prompt files, pictures, GenEval folders, configurations, report rows, journals, settings,
+answers, a chat model's replies, checkpoints, tokenizer files - are damaged at random (bytes flipped, cut, doubled,
+replaced; JSON values exchanged; files removed or emptied) and handed to the code that reads them. An outcome is "error"
+(ValueError or OSError in one sentence, at most 1,000 characters), "skip" (the reader counted it), "sound" (the damage
+left a sound input: what was read is checked), or a failure: any other exception, an empty or vague message, or a result
+that does not hold. Prints a table; exit code 1 on any failure.
 """
 
 from __future__ import annotations
@@ -33,9 +33,11 @@ from safetensors.torch import save_file
 from openunirl.cli import read_config
 from openunirl.config import to_dict
 from openunirl.evaluation.image_folder import decode, read_folder
-from openunirl.evaluation.image_scores import mend, rows_of, score_pictures
+from openunirl.evaluation.image_scores import check_moved, mend, rows_of, score_pictures
+from openunirl.evaluation.llm_judge import read_replies, verdict_of
+from openunirl.evaluation.photos import read_answers
 from openunirl.flags import UsageError
-from openunirl.generate import read_records
+from openunirl.generate import check_settings, read_records
 from openunirl.models.checkpoints import load_strictly, read_state
 from openunirl.models.checkpoints import read_config as read_model_config
 from openunirl.models.magvit import MagvitConfig
@@ -127,7 +129,7 @@ class Inputs:
     def __init__(self, place: Path):
         self.place, self.file = place, place / "input"
         self.prompts = [prompt_row(prompt) for prompt in evaluation_prompts()[::97]]
-        noise = np.random.default_rng(0).integers(0, 256, (24, 20, 3), dtype=np.uint8)
+        self.noise = noise = np.random.default_rng(0).integers(0, 256, (24, 20, 3), dtype=np.uint8)
         self.pictures: dict[str, bytes] = {}
         for kind in ("png", "jpeg", "webp", "bmp"):
             Image.fromarray(noise).save(self.file, format=kind)
@@ -175,8 +177,11 @@ class Inputs:
         return "sound"
 
     def picture(self, rng: Rng) -> str:
-        pixels = decode(damaged_bytes(self.pictures[rng.choice(list(self.pictures))], rng))
+        """A PNG that is read shows what it showed; the other formats hold no checksum that could tell."""
+        kind = rng.choice(list(self.pictures))
+        pixels = decode(damaged_bytes(self.pictures[kind], rng))
         assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.size
+        assert kind != "png" or np.array_equal(pixels, self.noise), "another picture than the one that was written"
         return "sound"
 
     def geneval_folder(self, rng: Rng) -> str:
@@ -224,7 +229,41 @@ class Inputs:
     def journal(self, rng: Rng) -> str:
         self.file.write_bytes(damaged_lines([self.row] * 3, rng))
         mend([self.file])
-        assert all(isinstance(row["filename"], str) for row in rows_of([self.file]))
+        for row in rows_of([self.file]):
+            places = [] if "unreadable" in row else [row["index"], row["sample"]]
+            assert isinstance(row["filename"], str) and all(type(place) is int for place in places)
+        return "sound"
+
+    def settings(self, rng: Rng) -> str:
+        """settings.json of `evaluate --images`, and generate.json, whose nested values are compared, too."""
+        place, file = self.place / "scores", self.place / "scores" / "settings.json"
+        place.mkdir(exist_ok=True)
+        write_jsonl(place / "results.jsonl", [self.row])
+        settings = {"protocol": 1, "detector": "oracle", "sampling": {"num_timesteps": 8}, "prompts": self.prompts[:2]}
+        damaged = json.dumps(damaged_json(settings | {"images": str(self.folder), "commit": None}, rng)).encode()
+        file.write_bytes(damaged if rng.random() < 0.6 else damaged_bytes(damaged, rng))
+        check_settings(file, settings, made=place, flag="--output-dir")
+        known = json.loads(file.read_bytes())
+        assert all(known[name] == settings[name] for name in ("protocol", "detector", "prompts"))
+        assert known["sampling"]["num_timesteps"] == 8  # what the file holds besides is not compared
+        check_moved(file, self.folder, lambda: read_folder(self.folder))
+        return "sound"
+
+    def answers(self, rng: Rng) -> str:
+        folder = self.place / "answers"
+        folder.mkdir(exist_ok=True)
+        row = {"image": "0/samples/0.png", "question": "q", "answer": "a", "digest": "0" * 16}
+        (folder / "process-0000.jsonl").write_bytes(damaged_lines([row] * 3, rng))
+        mend(folder.glob("*.jsonl"))
+        told = read_answers(folder)
+        assert all(isinstance(text, str) for pair in told.items() for text in (*pair[0], pair[1]))
+        return "sound"
+
+    def replies(self, rng: Rng) -> str:
+        """The chat model's, kept by content."""
+        self.file.write_bytes(damaged_lines([{"key": "0" * 64, "reply": "same"}] * 3, rng))
+        mend([self.file])
+        assert all(verdict_of(reply) in (True, False, None) for reply in read_replies(self.file).values())
         return "sound"
 
     def checkpoint(self, rng: Rng) -> str:
@@ -289,7 +328,7 @@ KINDS: dict[str, Callable[[Inputs, Rng], str]] = {
     name: getattr(Inputs, name)
     for name in (
         "jsonl", "prompt_file", "prompts_to_draw", "picture", "geneval_folder", "configuration", "report_rows",
-        "journal", "checkpoint", "image_tokenizer", "model_configuration", "answer",
+        "journal", "settings", "answers", "replies", "checkpoint", "image_tokenizer", "model_configuration", "answer",
     )
 }  # fmt: skip
 

@@ -1,18 +1,49 @@
-"""Small random Mask2Former and CLIP checkpoints in transformers' layout, with the real class counts and file names."""
+"""Small random Mask2Former, CLIP and chat checkpoints in transformers' layout; real class counts and file names."""
 
+import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, Mask2FormerConfig, SwinConfig
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Mask2FormerConfig,
+    PreTrainedTokenizerFast,
+    SwinConfig,
+)
 
 from openunirl.evaluation.detectors import InstanceNet
+from openunirl.models.janus import Janus
+from openunirl.models.showo import Showo
 from openunirl.tasks.geneval import GENEVAL_OBJECTS
+from openunirl.types import AnswerRollout
 
 HUB_NAMES = {3: "motorbike", 4: "aeroplane", 57: "sofa", 58: "pottedplant", 60: "diningtable", 62: "tvmonitor"}
 """Where the published checkpoint spells a class otherwise than GenEval."""
+
+
+def name_answers(put: Callable[[Any, str, Any], None] = setattr) -> None:
+    """From here on models answer with a thing's name, which the rules can settle; random weights and a model of another
+    world would mumble, and that is no score. `put` is setattr, or a monkeypatch's."""
+    for family in (Showo, Janus):
+        put(family, "sample_answers", _named(family.sample_answers))
+
+
+def _named(real: Callable[..., AnswerRollout]) -> Callable[..., AnswerRollout]:
+    def sample_answers(self: Any, *args: Any, **more: Any) -> AnswerRollout:
+        told = real(self, *args, **more)
+        return dataclasses.replace(told, texts=tuple(("handbag", "giraffe")[len(text) % 2] for text in told.texts))
+
+    return sample_answers
 
 
 def save_mask2former(folder: Path, *, classes: int = 80, seed: int = 0, scale: float = 4.0) -> Path:
@@ -74,4 +105,21 @@ def save_clip(folder: Path, *, seed: int = 0, side: int = 32, words: Sequence[st
         for weight in net.parameters():
             weight.mul_(4.0)  # transformers' first weights are so small that all pictures look alike
     net.save_pretrained(folder)
+    return folder
+
+
+def save_chat(folder: Path) -> Path:
+    """A random Llama with a chat template; it says nothing that can be read."""
+    words = ["<unk>", "<end>", "<user>", "same", "different", "well", "a"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<end>")
+    fast.chat_template = "{% for m in messages %}<user> {{ m['content'] }} {% endfor %}"
+    fast.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        eos_token_id=1, bos_token_id=1,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
     return folder

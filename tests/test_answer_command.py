@@ -13,6 +13,7 @@ from PIL import Image
 
 from openunirl.answer import ask_about, read_picture
 from openunirl.cli import main
+from openunirl.evaluation.image_folder import decode
 from openunirl.evaluation.run import to_pixels
 from openunirl.models.protocol import load_model
 from openunirl.tasks.records import prompt_row, write_jsonl
@@ -314,13 +315,22 @@ def test_bad_pictures(flat, capsys, tmp_path, monkeypatch):
     assert "circle.png has no question of its own: give --questions" in refused(capsys, "tiny-showo", "--images", flat)
 
 
+def test_the_model_sees_a_picture_turned_as_the_detector_does(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn right
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(np.array(read_picture(tmp_path / "a.png")), np.rot90(pixels, -1))
+    assert np.array_equal(np.array(read_picture(tmp_path / "a.png")), decode((tmp_path / "a.png").read_bytes()))
+
+
 def test_a_damaged_picture_keeps_the_rows_before_it(flat, capsys, tmp_path):
     content = (flat / "square.PNG").read_bytes()
     (flat / "square.PNG").write_bytes(content[: len(content) // 2])
     output = tmp_path / "rows.jsonl"
     ask = ["answer", "tiny-showo", "--images", str(flat), "--questions", ASKED[0], "--output", str(output)]
     assert main([*ask, "--batch-size", "1"]) == 1
-    assert f"openunirl: {flat / 'square.PNG'} is damaged: " in capsys.readouterr().err
+    assert f"openunirl: {flat / 'square.PNG'}: damaged, or no picture: " in capsys.readouterr().err
     assert [row["answer"] for row in rows_of(output.read_text())] == ["red"]
     (flat / "square.PNG").write_bytes(content)
     assert main(ask) == 0

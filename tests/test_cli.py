@@ -149,12 +149,12 @@ def test_evaluate(handlers, tmp_path):
     assert config == dataclasses.replace(
         base, split="validation", num_prompts=6, sampling=dataclasses.replace(base.sampling, guidance_scale=2.0)
     )
-    assert rest == {"world": "shapes", "seed": 4, "output_dir": tmp_path}
+    assert rest == {"world": "shapes", "seed": 4, "output_dir": tmp_path, "dtype": "float32"}
 
 
-@pytest.mark.parametrize("weights", ["showlab/show-o", "./made", "/some/where"])
+@pytest.mark.parametrize("weights", ["someone/model", "./made", "/some/where"])
 def test_evaluate_takes_paths_and_hub_ids(handlers, weights):
-    assert main(["evaluate", weights]) == 0
+    assert main(["evaluate", weights, "--world", "shapes"]) == 0
     assert handlers.evaluate_command[0][0].weights == weights
 
 

@@ -105,7 +105,7 @@ def test_weights_that_are_no_numbers_are_not_evaluated(models, tmp_path, capsys,
     for value in (torch.nan, torch.inf):
         folder = shutil.copytree(models / model, tmp_path / f"{value}")
         change(file, lambda state, value=value: poison(state, name, value))(folder)
-        assert main(["evaluate", str(folder), "--output-dir", str(tmp_path / "out")]) == 1
+        assert main(["evaluate", str(folder), "--world", "shapes", "--output-dir", str(tmp_path / "out")]) == 1
         told = capsys.readouterr().err
         assert f"the weight {name} of {folder} is not finite" in told and told.count("\n") == 1, told
         assert not (tmp_path / "out").exists()

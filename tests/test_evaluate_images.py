@@ -310,6 +310,19 @@ def test_incomplete_folders(folder, tmp_path, capsys):
     assert summary["pictures"] == 23 and summary["partial"] is True
 
 
+def test_further_keys_of_metadata_are_ignored_and_told(folder, tmp_path, capsys):
+    for index in (1, 4):
+        file = folder / f"0000{index}/metadata.jsonl"
+        write_jsonl(file, [read_jsonl(file)[0] | {"license": "cc0", "seed": index}])
+    call(folder, tmp_path / "out")
+    told = "2 metadata files hold further keys, which are ignored: license, seed"
+    assert told in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["ignored"] == told
+    assert "license" not in rows(tmp_path / "out")[2]["metadata"]
+    write_jsonl(file, [read_jsonl(file)[0] | {"exclud": []}])  # no note, but a constraint that would be dropped
+    assert "00004/metadata.jsonl:1: unknown key 'exclud'" in refused(capsys, folder, tmp_path / "out")
+
+
 def test_command_lines(capsys, folder, tmp_path):
     out = str(tmp_path / "out")
     for argv, words in (

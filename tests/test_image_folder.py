@@ -1,5 +1,6 @@
 """Folders in GenEval's layout: what is read, and every way in which they are refused."""
 
+import contextlib
 import io
 import json
 import struct
@@ -207,6 +208,23 @@ def test_pictures_are_turned_as_exif_says():
     exif[0x0112] = 6  # turn right
     turned = decode(png(3, exif=exif.tobytes()))
     assert np.array_equal(turned, np.rot90(decode(png(3)), -1))
+
+
+def test_a_flipped_bit_in_the_pixels_of_a_png_is_refused():
+    """Pillow alone reads some of them, as another picture."""
+    file, ramp = io.BytesIO(), np.linspace(0, 255, 24 * 24, dtype=np.uint8).reshape(24, 24)
+    Image.fromarray(np.stack([ramp, ramp.T, ramp // 2], axis=-1)).save(file, format="PNG")
+    content, silent = file.getvalue(), 0
+    start, end = content.index(b"IDAT") + 4, content.index(b"IEND") - 8
+    for bit in range(8 * start, 8 * end):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with contextlib.suppress(Exception), Image.open(io.BytesIO(damaged)) as picture:
+            picture.load()
+            silent += 1
+        with pytest.raises(ValueError, match="damaged, or no picture"):
+            decode(bytes(damaged))
+    assert silent > 0
 
 
 def test_what_cannot_be_read_says_why():

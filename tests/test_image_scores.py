@@ -8,6 +8,7 @@ import pytest
 from openunirl.evaluation.image_folder import read_folder
 from openunirl.evaluation.image_scores import score_pictures, summarize_pictures, take_up, write_results
 from openunirl.tasks.geneval import evaluation_prompts
+from openunirl.tasks.records import write_jsonl
 from openunirl.tasks.shapes_oracle import Oracle
 from openunirl.types import Detection
 from picture_folders import call, draw, no_summary, refused, rows
@@ -42,6 +43,20 @@ def test_rows_that_another_call_took_away_are_one_error(folder, tmp_path, capsys
     err = refused(capsys, folder, tmp_path, "--batch-size", "12")
     assert "12 of 24 pictures have no row" in err and "the first is 00000/samples/0000.png" in err
     assert "another call" in err and "disk" in err and no_summary(tmp_path)
+
+
+@pytest.mark.parametrize("damage", [{"index": None}, {"index": "0"}, {"index": True}, {"sample": -1}, {"sample": 1.0}])
+def test_rows_without_their_place_are_not_ours(folder, tmp_path, capsys, damage):
+    call(folder, tmp_path)
+    told = rows(tmp_path)
+    changed = told[3] | damage
+    if damage == {"index": None}:
+        del changed["index"]
+    write_jsonl(tmp_path / "results.jsonl", [*told[:3], changed, *told[4:]])
+    assert "results.jsonl:4 is no row of this command" in refused(capsys, folder, tmp_path)
+    write_jsonl(tmp_path / "results.jsonl", [*told[:3], told[3] | {"index": 7}, *told[4:]])  # another picture's
+    call(folder, tmp_path)
+    assert rows(tmp_path) == told
 
 
 def test_a_kill_before_the_settings_are_there_locks_nothing(folder, tmp_path):

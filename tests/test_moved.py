@@ -8,7 +8,7 @@ import pytest
 from openunirl.cli import main
 from openunirl.models.showo import Showo
 from openunirl.tasks.records import read_jsonl, write_jsonl
-from photo_checkpoints import save_clip, save_mask2former
+from photo_checkpoints import name_answers, save_clip, save_mask2former
 from picture_folders import Counting, call, draw, no_summary, refused, rows
 
 RECORDS = [
@@ -20,6 +20,7 @@ RECORDS = [
 @pytest.fixture(autouse=True)
 def offline(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    name_answers(monkeypatch.setattr)
 
 
 @pytest.fixture

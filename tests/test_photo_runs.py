@@ -12,7 +12,9 @@ from openunirl.cli import main
 from openunirl.config import META_DETECTOR, OPENAI_CLIP, ModelConfig, PhotosConfig, RewardConfig, RunConfig
 from openunirl.evaluation.detectors import Mask2FormerDetector
 from openunirl.evaluation.image_folder import digest
-from openunirl.evaluation.run import Evaluation, no_evaluation
+from openunirl.evaluation.no_score import no_drawing
+from openunirl.models.showo import Showo
+from openunirl.run import Run
 from openunirl.run_world import not_measured, open_world
 from openunirl.tasks.geneval import GENEVAL_OBJECTS, TAGS
 from openunirl.tasks.records import read_jsonl, write_jsonl
@@ -141,12 +143,47 @@ def test_a_base_s_evaluation_that_is_none():
     drawn = np.zeros((2, 4, 4, 3), np.uint8)
 
     def of(rows, pictures):
-        return no_evaluation(Evaluation(summary={}, generated=rows, references=[], pictures=pictures))
+        return no_drawing(rows, pictures, "the base")
 
     assert "all 2 pictures that the base drew are equal" in (of(rows, drawn) or "")
     drawn[1] = 1
     assert of(rows, drawn) is None
     assert "no object was detected in any of the 2 pictures" in (of(rows[1:] * 2, drawn) or "")
+
+
+def test_looks_that_are_none_are_told(parts, tmp_path, capsys, monkeypatch):
+    """From step 1 on all pictures are equal: the console, the summaries and the report say so."""
+    out, update = tmp_path / "run", Run.update
+
+    def broken(self, *args, **more):
+        decode = Showo.decode
+        monkeypatch.setattr(
+            Showo, "decode", lambda self, images: decode(self, images)[:1].expand(len(images), -1, -1, -1)
+        )
+        return update(self, *args, **more)
+
+    monkeypatch.setattr(Run, "update", broken)
+    train(parts, out)
+    told = capsys.readouterr().err
+    assert summary(out, "before")["warnings"] == []
+    for name, shown in (("step-000002", "step 2"), ("after", "after")):
+        (why,) = summary(out, name)["warnings"]
+        assert "all 6 pictures that the model drew are equal" in why
+        assert f"warning: evaluation {shown}: {why}" in told
+        assert (
+            f"evaluation/{name}.json: all 6 pictures that the model drew are equal" in (out / "report.html").read_text()
+        )
+
+
+def test_runs_tell_what_is_unsettled(parts, tmp_path, capsys):
+    out = tmp_path / "run"
+    train(parts, out, "--photos.references", parts / "references", "--train.eval-steps", 0)
+    unsettled = summary(out, "after")["unsettled"]
+    rows = read_jsonl(out / "evaluation" / "after" / "results.jsonl")
+    assert unsettled["own"]["n"] == 6 and unsettled["references"]["n"] == 2
+    assert unsettled["own"]["correct"] == sum(not row["settled"] for row in rows)
+    words = f"unsettled answers on own pictures, counted as wrong: {unsettled['own']['correct']} of 6"
+    assert words in capsys.readouterr().err and words in (out / "report.html").read_text()
 
 
 def test_the_defaults_are_those_of_evaluate():

@@ -2,36 +2,48 @@
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from openunirl.cli import main
-from openunirl.evaluation import llm_judge
 from openunirl.evaluation.image_folder import digest
-from openunirl.evaluation.llm_judge import ChatModel, judge_answers, verdict_of
+from openunirl.evaluation.llm_judge import ChatModel
 from openunirl.models.showo import Showo
 from openunirl.presets_real import PUBLISHED
 from openunirl.tasks.records import read_jsonl, write_jsonl
 from openunirl.tasks.worlds import WORLDS
-from photo_checkpoints import save_clip, save_mask2former
+from photo_checkpoints import name_answers, save_chat, save_clip, save_mask2former
 
 RECORDS = [
     {"tag": "single_object", "include": [{"class": name, "count": 1}], "prompt": f"a photo of a {name}"}
     for name in ("handbag", "bench", "cup")  # the first is what the random detector finds
 ]
+NAMING = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from photo_checkpoints import name_answers
+name_answers()
+from openunirl.cli import run
+run()
+"""
+"""The command in a process of its own."""
 QUESTION = {"question": "What is the main item in this image?", "answer": "handbag"}
 
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def named():
+    with pytest.MonkeyPatch.context() as patch:
+        name_answers(patch.setattr)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +108,7 @@ def test_both_tasks_and_their_imbalance(call, base, tmp_path, capsys):
     out = tmp_path / "out"
     call(out, "--references", base / "evaluation")
     printed = capsys.readouterr().out
-    for words in ("Drawing (GenEval)", "answer wrong | image right", "unsettled answers on reference pictures"):
+    for words in ("Drawing (GenEval)", "imbalance, in %", "unsettled answers on reference pictures"):
         assert words in printed
     summary = json.loads((out / "evaluation.json").read_text())
     own, read = (read_jsonl(out / "evaluation" / name) for name in ("results.jsonl", "references.jsonl"))
@@ -115,6 +127,18 @@ def test_both_tasks_and_their_imbalance(call, base, tmp_path, capsys):
     assert set(summary["detector"]) == {"detector_fingerprint", "color_fingerprint"}
     for row, place in ((own[0], out), (read[1], base)):
         assert row["digest"] == digest((place / "evaluation" / row["filename"]).read_bytes())
+
+
+def test_references_of_other_prompts_are_told(call, base, tmp_path, capsys):
+    """Of the file's three prompts the first two are drawn, in bfloat16; the references show the third."""
+    write_jsonl(tmp_path / "prompts.jsonl", [RECORDS[0] | {"prompt": "a handbag"}, *RECORDS[1:], RECORDS[0] | QUESTION])
+    flags = ["--references", base / "evaluation", "--num-prompts", 2, "--dtype", "bfloat16"]
+    call(tmp_path / "out", *flags, prompts=tmp_path / "prompts.jsonl")
+    summary = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert summary["geneval"]["n"] == 4 and summary["dtype"] == "bfloat16"
+    assert summary["reference_pictures"] | {"folder": ""} == {"folder": "", "right": 2, "of_evaluated_prompts": 0}
+    told = "2 reference pictures are right, and 0 of these show an evaluated prompt; without any, there is no second"
+    assert told in capsys.readouterr().out
 
 
 def test_fewer_prompts_are_balanced_over_the_tasks():
@@ -181,7 +205,7 @@ def test_several_processes_take_shares(judges, base, whole, tmp_path):
     argv = arguments(judges, tmp_path / "out", "--references", base / "evaluation")
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "openunirl.cli", *argv],
+            [sys.executable, "-c", NAMING, *argv],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -211,15 +235,22 @@ def test_refusals(call, base, judges, tmp_path, capsys):
 
     assert "there is no folder" in refused("--references", tmp_path / "no") and not out.exists()
     assert "--num-images is 0" in refused("--num-images", 0)
-    assert "asks for 'circle', which the detector" in refused(prompts=circle(tmp_path))
-    shutil.rmtree(out)
+    assert "asks for 'circle', which the detector" in refused(prompts=circle(tmp_path)) and not out.exists()
+    for flags, words in (
+        (("--detector-weights", tmp_path / "no"), "no cannot be read as AutoConfig"),
+        (("--detector-weights", judges / "clip"), "is of the kind 'clip', not 'mask2former'"),
+        (("--color-weights", tmp_path / "no"), "no cannot be read as AutoConfig"),
+        (("--llm-judge", tmp_path / "no"), "no cannot be read as AutoConfig"),
+    ):
+        assert words in refused(*flags) and not out.exists()  # before hours of drawing
     call(out)
+    assert 'was made with dtype "float32", not "bfloat16"' in refused("--dtype", "bfloat16")
     assert "was made with references false, not true" in refused("--references", base / "evaluation")
     assert "was made with max_new_tokens 8, not 3" in refused("--max-new-tokens", 3)
     assert "was made with seed 0, not 1" in refused("--seed", 1)
     assert "holds no settings.json" in refused("--output-dir", judges)
     assert main(["evaluate", "tiny-showo", "--references", "x"]) == 2
-    assert "--references x belongs to --world geneval" in capsys.readouterr().err
+    assert "--references belongs to --world geneval" in capsys.readouterr().err
     assert main(["evaluate", "tiny-showo", "--settings", "showo-51"]) == 2
     assert "did you mean showo-512?" in capsys.readouterr().err
 
@@ -261,20 +292,7 @@ def test_a_published_name_brings_its_parts_and_settings(monkeypatch):
 
 @pytest.fixture(scope="module")
 def chat(tmp_path_factory):
-    """A random Llama with a chat template; it says nothing that can be read."""
-    place, words = tmp_path_factory.mktemp("chat"), ["<unk>", "<end>", "<user>", "same", "different", "well", "a"]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<end>")
-    fast.chat_template = "{% for m in messages %}<user> {{ m['content'] }} {% endfor %}"
-    fast.save_pretrained(place)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        eos_token_id=1, bos_token_id=1,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(place)
-    return place
+    return save_chat(tmp_path_factory.mktemp("chat"))
 
 
 def test_a_chat_model_judges_and_its_replies_are_kept(call, base, chat, tmp_path, monkeypatch):
@@ -282,9 +300,8 @@ def test_a_chat_model_judges_and_its_replies_are_kept(call, base, chat, tmp_path
 
     def reply(self, prompts):
         replies.append(list(prompts))
-        return ["Same." if "handbag" in prompt else "I cannot tell" for prompt in prompts]
+        return ["Same." if "right answer: handbag" in prompt else "I cannot tell" for prompt in prompts]
 
-    real = ChatModel.replies
     monkeypatch.setattr(ChatModel, "replies", reply)
     flags = ["--references", base / "evaluation", "--llm-judge", chat, "--llm-cache", tmp_path / "cache"]
     call(tmp_path / "out", *flags)
@@ -297,34 +314,30 @@ def test_a_chat_model_judges_and_its_replies_are_kept(call, base, chat, tmp_path
     assert len(asked) == len(set(asked)) and "The right answer: handbag" in asked[0]
     call(tmp_path / "other", *flags)
     assert len(asked) == sum(len(part) for part in replies), "a question was put twice"
-    monkeypatch.setattr(ChatModel, "replies", real)
-    row = {"question": "q", "expected": "e", "answer": "a"}
-    assert judge_answers([row, row], str(chat), tmp_path / "own") == [verdict_of(read_reply(tmp_path / "own"))] * 2
 
 
-def read_reply(cache):
-    (row,) = read_jsonl(cache / "replies.jsonl")
-    return row["reply"]
+def test_a_judge_that_does_not_judge_is_no_score(call, base, chat, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ChatModel, "replies", lambda self, prompts: ["<think> well" for _ in prompts])
+    call(tmp_path / "out", "--llm-judge", chat, code=1)
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert f"6 of 6 replies of the chat model {chat} are no verdict (such as '<think> well')" in err
+    assert not (tmp_path / "out" / "evaluation.json").exists()
+    assert (tmp_path / "out" / "scores" / "evaluation.json").exists()
+    assert {row["reply"] for row in read_jsonl(tmp_path / "out" / "evaluation" / "results.jsonl")} == {"<think> well"}
 
 
-def test_verdicts():
-    said = {
-        "same": True,
-        '"Same."': True,
-        "Yes, same": True,
-        "different": False,
-        "Not the same": False,
-        "not same": False,
-    }
-    said |= {"No.": False, "": None, "Well": None, "not sure": None, "The answers are the same": None}
-    assert {reply: verdict_of(reply) for reply in said} == said
+def test_answers_that_no_rule_settles_are_no_score(call, base, tmp_path, capsys, monkeypatch):
+    """Of the references alone; the answers on its own pictures are sound."""
+    from openunirl.evaluation import photos
 
+    real = photos.answer_jobs
 
-def test_bad_chat_models_and_caches(chat, tmp_path):
-    row = {"question": "q", "expected": "e", "answer": "a"}
-    with pytest.raises(ValueError, match="cannot be read as AutoTokenizer"):
-        judge_answers([row], str(tmp_path / "no"), tmp_path / "cache")
-    (tmp_path / "replies.jsonl").write_text('{"key": 1}\n')
-    with pytest.raises(ValueError, match=r"replies.jsonl:1 is no reply of a judge"):
-        judge_answers([row], str(chat), tmp_path)
-    assert "{question}" in llm_judge.PROMPT
+    def thing(model, jobs, *args, **more):
+        for part in real(model, jobs, *args, **more):
+            yield [row | {"answer": "something" if "base" in str(jobs[0].file) else "handbag"} for row in part]
+
+    monkeypatch.setattr(photos, "answer_jobs", thing)
+    call(tmp_path / "out", "--references", base / "evaluation", code=1)
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert "none of the model's 2 answers on reference pictures can be judged" in err and "is 'something'" in err
+    assert not (tmp_path / "out" / "evaluation.json").exists()

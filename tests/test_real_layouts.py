@@ -16,7 +16,7 @@ from openunirl.presets import PRESETS
 from openunirl.presets_real import PUBLISHED
 from openunirl.tasks.records import read_jsonl, write_jsonl
 from openunirl.validate import check
-from photo_checkpoints import save_clip, save_mask2former
+from photo_checkpoints import name_answers, save_clip, save_mask2former
 from real_checkpoints import save_janus, save_magvit, save_phi_tokenizer, save_showo
 
 NAMES = ("handbag", "bench")  # the first is what the random detector finds
@@ -32,6 +32,13 @@ SMALL = ("--rollout.num-generations", 2, "--optim.gradient-accumulation-steps", 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def named():
+    with pytest.MonkeyPatch.context() as patch:
+        name_answers(patch.setattr)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,7 @@ from openunirl.config import ModelConfig
 from openunirl.disk import naming
 from openunirl.draws import key
 from openunirl.evaluation.files import write_summary
+from openunirl.evaluation.image_folder import read_picture as decode_picture
 from openunirl.generate import best_device, check_numbers, check_settings, fingerprint, progress_bar, text_of
 from openunirl.models.protocol import UnifiedModel, load_model
 from openunirl.provenance import about
@@ -198,12 +199,11 @@ def _own_question(file: Path) -> str:
 
 
 def read_picture(file: Path) -> Image.Image:
-    """The picture in RGB, of its own size. Errors: ValueError naming the file."""
-    with _open(file) as picture:
-        try:
-            return picture.convert("RGB")
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # a damaged file is one or the other
-            raise ValueError(f"{file} is damaged: {error}") from None
+    """The picture in RGB, of its own size, as the detector sees it. Errors: ValueError naming the file."""
+    try:
+        return Image.fromarray(decode_picture(file)[1])
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
 
 
 def _open(file: Path) -> Image.Image:

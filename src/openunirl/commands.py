@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -17,7 +18,8 @@ import tyro
 
 from openunirl.config import META_DETECTOR, OPENAI_CLIP, EvalConfig, ModelConfig
 from openunirl.evaluation.images_command import evaluate_images
-from openunirl.flags import FLAT, HELP, UsageError, parse, unknown
+from openunirl.evaluation.of_model import check_model_folder, known_evaluation, published_name
+from openunirl.flags import FLAT, HELP, UsageError, given, parse, unknown
 from openunirl.presets import BUNDLED, bundled
 from openunirl.presets_real import PUBLISHED, KnownModel
 from openunirl.run_directory import is_evaluation
@@ -38,12 +40,22 @@ def check_model(weights: str) -> None:
     raise UsageError(f"{told}; otherwise give a folder, a file, or a hub id (owner/name)")
 
 
-def read_arguments(kind: type[T], default: T, argv: list[str], prog: str, fill: Any) -> T:
-    """The arguments; where MODEL or --settings is a published name, its settings are the defaults.
+def read_arguments(
+    kind: type[T],
+    default: T,
+    argv: list[str],
+    prog: str,
+    fill: Any,
+    found: Callable[[str], dict[str, Any]] | None = None,
+) -> T:
+    """The arguments; where MODEL or --settings is a published name, or MODEL its hub id, its settings are defaults.
 
-    fill: KnownModel -> the fields of `kind` that it sets. Errors: UsageError.
+    fill: KnownModel -> the fields of `kind` that it sets; found: any other MODEL -> the fields that it sets.
+    Errors: UsageError; and as `found`.
     """
-    known, own = _published(kind, default, argv, prog)
+    known, own, weights = _published(kind, default, argv, prog)
+    if known is None and found is not None and weights:
+        default = dataclasses.replace(default, **found(weights))  # type: ignore[type-var]
     if known is not None:
         parts = known.model if own else ModelConfig(
             weights="", family=known.model.family, max_text_len=known.model.max_text_len, roles=known.model.roles
@@ -57,20 +69,22 @@ def read_arguments(kind: type[T], default: T, argv: list[str], prog: str, fill: 
     return args
 
 
-def _published(kind: type, default: Any, argv: list[str], prog: str) -> tuple[KnownModel | None, bool]:
-    """The published model that the command line is about, and whether it is MODEL itself."""
+def _published(kind: type, default: Any, argv: list[str], prog: str) -> tuple[KnownModel | None, bool, str]:
+    """The published model that the command line is about, whether it is MODEL itself, and MODEL."""
     asked = [token for token in argv if token not in HELP]
     try:
         args = parse(kind, asked, default, prog, "MODEL")
     except UsageError:
         if len(asked) < len(argv):
-            return None, False  # --help is all that counts
+            return None, False, ""  # --help is all that counts
         raise
-    name = args.settings or args.model.weights
+    weights: str = args.model.weights
+    model = published_name(weights) or weights
+    name = args.settings or model
     if args.settings and name not in PUBLISHED:
         raise UsageError(unknown("published model", name, PUBLISHED))
-    own = name == args.model.weights and not Path(name).exists()
-    return PUBLISHED.get(name) if args.settings or own else None, own
+    own = name == model and not Path(weights).exists()
+    return PUBLISHED.get(name) if args.settings or own else None, own, weights
 
 
 # ----------------------------------------------------------------------------------------------- the commands
@@ -83,12 +97,13 @@ class EvaluateArguments:
     model: ModelConfig
     settings: str = ""
     """A published model (showo-512, ...) whose settings are the defaults; not needed where it is MODEL itself."""
-    world: Literal["shapes", "geneval"] = "shapes"
+    world: Literal["shapes", "geneval"] | None = None
     """shapes: drawn prompts, references and an oracle; geneval: GenEval's prompts and photographs, Mask2Former and
-    CLIP, and further flags as follow."""
+    CLIP, and further flags as follow. None: that of MODEL, where it is a published one, a tiny one or the checkpoint of
+    a run, whose settings are then the defaults, too."""
     prompt_file: str = ""
-    """geneval: evaluate on these records instead, such as UniRL's evaluation_metadata_qa.jsonl, whose questions are
-    then asked; records without a question get ours."""
+    """geneval: evaluate on these records instead (all of them, unless --num-prompts is given), such as UniRL's
+    evaluation_metadata_qa.jsonl, whose questions are then asked; records without a question get ours."""
     references: str = ""
     """geneval: folder of reference pictures in GenEval's layout, of any source; those that the detector calls right
     are asked about. Without it, understanding is not measured."""
@@ -100,6 +115,9 @@ class EvaluateArguments:
     """geneval: a chat model of transformers (folder or hub id) that judges the answers instead of the rules."""
     llm_cache: str = ""
     """geneval: folder of the chat model's replies, which evaluations may share; the default is in --output-dir."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """The network's weights; bfloat16 takes half the memory, and its scores are not quite those of float32. The image
+    tokenizer, the detector and CLIP stay in float32."""
     seed: int = 0
     """Every draw is keyed by it."""
     output_dir: str = "runs/evaluation"
@@ -112,9 +130,15 @@ def evaluate(argv: list[str]) -> None:
     if evaluate_images(argv):
         return
     prog, default = "openunirl evaluate", EvaluateArguments(model=ModelConfig(weights=tyro.MISSING), eval=EvalConfig())
+
+    def found(weights: str) -> dict[str, Any]:
+        known = known_evaluation(weights)
+        return {} if known is None else {"world": known.world, "eval": known.eval}
+
     args = read_arguments(
-        EvaluateArguments, default, argv, prog, lambda known: {"world": "geneval", "eval": known.evaluation}
+        EvaluateArguments, default, argv, prog, lambda known: {"world": "geneval", "eval": known.evaluation}, found
     )
+    _check_world(args, given(argv))
     if args.world == "geneval":
         from openunirl.evaluation.photos import evaluate_photos
 
@@ -129,15 +153,44 @@ def evaluate(argv: list[str]) -> None:
             llm_cache=Path(args.llm_cache) if args.llm_cache else None,
             seed=args.seed,
             output_dir=Path(args.output_dir),
+            num_prompts=args.eval.num_prompts if "num-prompts" in given(argv) else None,
+            dtype=args.dtype,
             command=shlex.join([*prog.split(), *argv]),
         )
         return
-    for name in ("prompt_file", "references", "llm_judge", "llm_cache"):
-        if getattr(args, name):
-            raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name)} belongs to --world geneval")
     from openunirl.evaluation.run_command import evaluate_command
 
-    evaluate_command(args.model, args.eval, world=args.world, seed=args.seed, output_dir=Path(args.output_dir))
+    out = Path(args.output_dir)
+    evaluate_command(args.model, args.eval, world="shapes", seed=args.seed, output_dir=out, dtype=args.dtype)
+
+
+_OF_PHOTOGRAPHS = ("prompt-file", "references", "detector-weights", "color-weights", "llm-judge", "llm-cache")
+_OF_SHAPES = ("split", "num-references")
+_SETTINGS = ("sampling.guidance-scale", "sampling.num-timesteps", "max-new-tokens")
+
+
+def _check_world(args: EvaluateArguments, flags: set[str]) -> None:
+    """Errors: UsageError where MODEL is none, where nothing tells its world or settings, and for a flag of the other
+    world."""
+    weights, names = args.model.weights, ", ".join(PUBLISHED)
+    check_model_folder(weights)
+    if args.world is None:
+        raise UsageError(
+            f"{weights} does not tell how it is to be evaluated: give --settings NAME of the published model that it "
+            f"is or comes from ({names}), or --world shapes for a model of the bundled world of shapes"
+        )
+    lacking = [flag for flag in _SETTINGS if flag not in flags]
+    if args.world == "geneval" and not args.settings and lacking and known_evaluation(weights) is None:
+        raise UsageError(
+            f"{weights} does not tell how it draws and answers, and with other settings than its authors' it scores "
+            f"low: give --settings NAME ({names}), or each of {', '.join(f'--{flag}' for flag in _SETTINGS)}"
+        )
+    others, home = (_OF_SHAPES, "shapes") if args.world == "geneval" else (_OF_PHOTOGRAPHS, "geneval")
+    for flag in others:
+        if flag in flags:
+            raise UsageError(f"--{flag} belongs to --world {home}, and {weights} is evaluated in {args.world}")
+    if "during-prompts" in flags:
+        raise UsageError("--during-prompts is of a training run; here the prompts are --num-prompts")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,6 +75,11 @@ def flags(kind: type, default: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def given(argv: Sequence[str]) -> set[str]:
+    """The flags that stand in argv, without dashes. Example: given(["x", "--num_images=2"]) == {"num-images"}"""
+    return {_name(token) for token in argv if _is_flag(token)}
+
+
 def wanted(hint: Any) -> str:
     """A type in words. Example: wanted(float | None) == "a number or None"."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)

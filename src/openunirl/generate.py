@@ -130,7 +130,7 @@ def draw_missing(
     missing = [job for job in jobs if not _place(folder, *job).exists()]
     console = Console(stderr=True)
     with progress_bar(console, disable=rank > 0) as progress:
-        bar = progress.add_task("drawing", total=len(jobs), completed=len(jobs) - len(missing))
+        bar = progress.add_task(f"drawing{share_of(processes)}", total=len(jobs), completed=len(jobs) - len(missing))
         for start in range(0, len(missing), batch_size):
             part = missing[start : start + batch_size]
             seeds_B = key(seed, torch.tensor([i for i, _ in part]), torch.tensor([k for _, k in part]))
@@ -284,6 +284,11 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _shown(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def share_of(processes: int) -> str:
+    """What a bar adds to its text where it shows the first process's share only. Example: share_of(1) == ""."""
+    return f" (process 1 of {processes})" if processes > 1 else ""
 
 
 def progress_bar(console: Console, *, disable: bool = False) -> Progress:

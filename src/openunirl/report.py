@@ -41,6 +41,7 @@ from openunirl.report_numbers import (
     score,
     tags_of,
     task_name,
+    unsettled_lines,
 )
 
 PAIRS_PER_TASK = 4
@@ -187,6 +188,11 @@ def write_report(run_dir: Path) -> Path:
     ):
         old, new = (side["summary"].get(key) for side in (before, after))
         problems += [f"the evaluations differ in {key}: {old} before, {new} after"] if old != new else []
+    for file in sorted(folder.glob("*.json")):  # what was measured, and is none: of the looks in between, too
+        warnings = get(read_json(file, []), "warnings")
+        problems += (
+            [f"evaluation/{file.name}: {told}" for told in warnings if told] if isinstance(warnings, list) else []
+        )
     paired, summaries = paired_changes(before, after), (before["summary"], after["summary"])
     pages = jinja2.Environment(loader=jinja2.PackageLoader("openunirl"), autoescape=True, **JINJA)
     page = pages.get_template("report.html.j2").render(
@@ -203,6 +209,7 @@ def write_report(run_dir: Path) -> Path:
         problems=problems,
         detector_notice=detector_notice(get(config, "reward", "sources")),
         about=ABOUT_A_RUN,
+        unsettled={name: unsettled_lines(s) for name, s in zip(("before", "after"), summaries, strict=True)},
         reward_title=reward_title,
         **{"collusion": collusion, "level": level, "score": score, "get": get, "task": task_name, "in_words": in_words},
     )

@@ -214,6 +214,20 @@ def imbalance_table(summary: dict[str, Any]) -> Table:
     return table
 
 
+def unsettled_lines(summary: Any) -> list[str]:
+    """What the judge of answers could not tell, in a sentence for each kind of picture; none where nothing was asked.
+
+    Example: ["unsettled answers on own pictures, counted as wrong: 3 of 240 (1.2 %)"]
+    """
+    lines = []
+    for name, words in (("own", "own pictures"), ("references", "reference pictures")):
+        part = get(summary, "unsettled", name)
+        if get(part, "n"):
+            told = f"{get(part, 'correct')} of {get(part, 'n')} ({100 * (number(get(part, 'accuracy')) or 0):.1f} %)"
+            lines.append(f"unsettled answers on {words}, counted as wrong: {told}")
+    return lines
+
+
 def reward_title(config: Any) -> str:
     """What the curve of rewards in training is called: self-reward only where the model judges its own pictures."""
     rollout, reward = get(config, "rollout"), get(config, "reward", "sources")

@@ -23,14 +23,15 @@ from openunirl.config import RunConfig
 from openunirl.disk import naming
 from openunirl.distributed import Processes, device_of_process
 from openunirl.evaluation.files import write_evaluation, write_summary
-from openunirl.evaluation.run import Evaluation, evaluate, no_evaluation
+from openunirl.evaluation.no_score import no_answers, no_drawing
+from openunirl.evaluation.run import Evaluation, evaluate
 from openunirl.guards import check_update, check_weights
 from openunirl.losses import Stats
 from openunirl.metrics import JsonlTracker
 from openunirl.models.protocol import UnifiedModel, load_model
 from openunirl.optim import build_optimizer, lr_factor
 from openunirl.report import read_side, write_report
-from openunirl.report_numbers import collusion_verdict, detector_notice, paired_changes, summary_table
+from openunirl.report_numbers import collusion_verdict, detector_notice, paired_changes, summary_table, unsettled_lines
 from openunirl.rewards import Rewards, check_sources
 from openunirl.rollout import Rollout
 from openunirl.run_directory import check_directory, check_resumed, read_evaluation, write_config
@@ -134,6 +135,8 @@ class Run:
                 self.console.print(summary_table(before, after))
                 sides = [read_side(self.folder / "evaluation" / name, []) for name in ("before", "after")]
                 self.console.print(collusion_verdict(before, after, paired_changes(*sides)))
+                for line in unsettled_lines(after):
+                    self.console.print(line, highlight=False)
             if notice := detector_notice(self.config.reward.sources):
                 self.console.print(notice)
             self.console.print(f"report: {page}", soft_wrap=True)
@@ -298,7 +301,11 @@ class Run:
             config.split, max(config.num_references, config.num_prompts), self.config.seed
         )
         result = self._evaluate(name, prompts, references, step=step, split=config.split)
-        if self.world.found is not None and step == 0 and (why := no_evaluation(result)):
+        if (
+            self.world.found is not None
+            and step == 0
+            and (why := no_drawing(result.generated, result.pictures, "the base"))
+        ):
             raise ValueError(f"the evaluation before training: {why}; --eval.num-prompts 0 trains without it")
         if self.processes.is_main:
             write_evaluation(self.folder / "evaluation", name, result, prompts)
@@ -326,7 +333,7 @@ class Run:
         if status:
             status.start()
         try:
-            return evaluate(
+            result = evaluate(
                 self.model,
                 self.world,
                 prompts,
@@ -342,6 +349,12 @@ class Run:
         finally:
             if status:
                 status.stop()
+        no_score = no_drawing(result.generated, result.pictures, "the model")
+        told = [why for why in (no_score, no_answers(result.generated, result.references)) if why]
+        result.summary["warnings"] = told
+        for why in told:
+            self.warn(f"evaluation {name}: {why}")
+        return result
 
 
 def set_up(model: UnifiedModel, config: RunConfig) -> None:

@@ -18,6 +18,7 @@ Shapes: K detections, C colours, M templates, D features.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,35 +71,43 @@ def to_clip(pictures: Sequence[Image.Image]) -> torch.Tensor:
     return (pixels_K3HW - mean_311) / std_311
 
 
+def read_parts(weights: str) -> tuple[Any, Any]:
+    """The configuration and the tokenizer, without the network. Errors: ValueError for what is no CLIP, and for a
+    tokenizer that is damaged or of another network."""
+    config = read_config(weights, "clip")
+    tokenizer = pretrained(AutoTokenizer, weights)
+    known, wanted = len(tokenizer), config.text_config.vocab_size
+    if known != wanted:  # without its files, transformers makes a tokenizer that knows no words
+        raise ValueError(
+            f"{weights}: the tokenizer knows {known} tokens and the network {wanted}; add the checkpoint's own "
+            "vocab.json and merges.txt, or tokenizer.json"
+        )
+    _check_words(tokenizer, weights)
+    return config, tokenizer
+
+
+def _check_words(tokenizer: Any, weights: str) -> None:
+    """Errors: ValueError where a colour that is one token of the vocabulary is read as several: merges.txt was cut
+    off, say in a download, and the network would be asked about pieces it hardly knows."""
+    vocabulary = tokenizer.get_vocab()
+    for color in COLORS:
+        whole = vocabulary.get(f"{color}</w>")
+        if whole is not None and tokenizer(color, add_special_tokens=False).input_ids != [whole]:
+            raise ValueError(
+                f"{weights}: the tokenizer splits {color!r}, which its vocabulary holds as one token; its "
+                "merges.txt (or tokenizer.json) is damaged or cut off: download it again"
+            )
+
+
 class ClipColors:
     """The ColorClassifier for photographs. Example: ClipColors("path").colors(image, [detection], "bus") -> ["red"]"""
 
     def __init__(self, weights: str, device: torch.device | str = "cpu"):
         """`weights`: a folder or a hub id. ValueError where it holds anything but a whole CLIP with its tokenizer."""
-        config = read_config(weights, "clip")
-        self.tokenizer = pretrained(AutoTokenizer, weights)
-        known, wanted = len(self.tokenizer), config.text_config.vocab_size
-        if known != wanted:  # without its files, transformers makes a tokenizer that knows no words
-            raise ValueError(
-                f"{weights}: the tokenizer knows {known} tokens and the network {wanted}; add the checkpoint's own "
-                "vocab.json and merges.txt, or tokenizer.json"
-            )
-        self._check_words(weights)
+        config, self.tokenizer = read_parts(weights)
         self.net = load_whole(CLIPModel, weights).to(torch.device(device))
         self.side: int = config.vision_config.image_size
         self._known: dict[str, torch.Tensor] = {}
-
-    def _check_words(self, weights: str) -> None:
-        """Errors: ValueError where a colour that is one token of the vocabulary is read as several: merges.txt was cut
-        off, say in a download, and the network would be asked about pieces it hardly knows."""
-        vocabulary = self.tokenizer.get_vocab()
-        for color in COLORS:
-            whole = vocabulary.get(f"{color}</w>")
-            if whole is not None and self.tokenizer(color, add_special_tokens=False).input_ids != [whole]:
-                raise ValueError(
-                    f"{weights}: the tokenizer splits {color!r}, which its vocabulary holds as one token; its "
-                    "merges.txt (or tokenizer.json) is damaged or cut off: download it again"
-                )
 
     def colors(self, image: np.ndarray, detections: Sequence[Detection], classname: str) -> list[str]:
         """One of COLORS for each detection of `classname` (spelt as GenEval does) in the uint8 RGB picture."""

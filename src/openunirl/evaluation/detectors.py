@@ -180,17 +180,22 @@ class InstanceNet(Mask2FormerPreTrainedModel):
         return self.class_predictor(last_QBD.transpose(0, 1)), out.masks_queries_logits[-1]
 
 
+def check_detector(weights: str) -> None:
+    """Reads the configuration only. Errors: ValueError where it is no Mask2Former of 80 classes."""
+    classes = read_config(weights, "mask2former").num_labels
+    if classes != len(GENEVAL_OBJECTS):
+        raise ValueError(
+            f"{weights} is of {classes} classes, not of COCO's {len(GENEVAL_OBJECTS)} things: take an instance "
+            "segmentation checkpoint trained on COCO"
+        )
+
+
 class Mask2FormerDetector:
     """The Detector for photographs. Example: Mask2FormerDetector("path/to/checkpoint").detect([picture])[0]["dog"]"""
 
     def __init__(self, weights: str, device: torch.device | str = "cpu"):
         """`weights`: a folder or a hub id. ValueError where it holds anything but a whole Mask2Former of 80 classes."""
-        classes = read_config(weights, "mask2former").num_labels
-        if classes != len(GENEVAL_OBJECTS):
-            raise ValueError(
-                f"{weights} is of {classes} classes, not of COCO's {len(GENEVAL_OBJECTS)} things: take an instance "
-                "segmentation checkpoint trained on COCO"
-            )
+        check_detector(weights)
         self.net = load_whole(InstanceNet, weights).to(torch.device(device))
 
     @property

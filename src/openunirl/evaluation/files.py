@@ -24,6 +24,16 @@ def write_evaluation(folder: Path, name: str, evaluation: Evaluation, prompts: S
 
     Errors: OSError that names what the disk refused; neither is then there.
     """
+    write_pictures(folder, name, evaluation, prompts)
+    try:
+        return write_summary(folder, name, evaluation.summary)
+    except OSError:
+        remove(folder / name)
+        raise
+
+
+def write_pictures(folder: Path, name: str, evaluation: Evaluation, prompts: Sequence[Prompt]) -> None:
+    """The folder NAME alone, whole or not at all."""
     rows: list[dict[str, Any]] = []
     with whole(folder / name) as partial:
         for row, picture in zip(evaluation.generated, evaluation.pictures, strict=True):
@@ -35,11 +45,6 @@ def write_evaluation(folder: Path, name: str, evaluation: Evaluation, prompts: S
             write_jsonl(partial / f"{index:05d}" / "metadata.jsonl", [prompt.metadata()])
         write_jsonl(partial / "results.jsonl", rows)
         write_jsonl(partial / "references.jsonl", evaluation.references)
-    try:
-        return write_summary(folder, name, evaluation.summary)
-    except OSError:
-        remove(folder / name)
-        raise
 
 
 def write_summary(folder: Path, name: str, summary: dict[str, Any]) -> Path:

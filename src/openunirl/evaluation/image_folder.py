@@ -23,10 +23,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from openunirl.tasks.records import read_jsonl, read_prompts
+from openunirl.tasks.records import read_jsonl, read_prompts, read_record
 from openunirl.types import Prompt
 
 FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_PNG = b"\x89PNG\r\n\x1a\n"
 NARROWEST = 1000
 """A picture whose sides differ by more than this factor is a mistake."""
 
@@ -45,6 +46,8 @@ class Picture:
     """Path within the folder, with slashes: its key in results.jsonl."""
     file: Path
     prompt: Prompt
+    further_keys: tuple[str, ...] = ()
+    """What its metadata holds besides GenEval's fields, and is left out."""
 
 
 def read_folder(folder: Path, *, prompt_file: Path | None = None, partial: bool = False) -> list[Picture]:
@@ -72,7 +75,7 @@ def read_folder(folder: Path, *, prompt_file: Path | None = None, partial: bool 
         _check_complete(sorted(numbered), folder, "prompt folder")
     pictures: list[Picture] = []
     for index, place in sorted(numbered.items()):
-        prompt = _prompt(place, None if wanted is None else wanted[index], f"{prompt_file}:{index + 1}")
+        prompt, further = _prompt(place, None if wanted is None else wanted[index], f"{prompt_file}:{index + 1}")
         samples = _samples(place)
         if not samples:
             if partial:
@@ -81,7 +84,14 @@ def read_folder(folder: Path, *, prompt_file: Path | None = None, partial: bool 
         if not partial:
             _check_complete(sorted(samples), place / "samples", "picture")
         pictures += [
-            Picture(index=index, sample=sample, name=file.relative_to(folder).as_posix(), file=file, prompt=prompt)
+            Picture(
+                index=index,
+                sample=sample,
+                name=file.relative_to(folder).as_posix(),
+                file=file,
+                prompt=prompt,
+                further_keys=tuple(further),
+            )
             for sample, file in sorted(samples.items())
         ]
     if not pictures:
@@ -89,6 +99,14 @@ def read_folder(folder: Path, *, prompt_file: Path | None = None, partial: bool 
     if not partial:
         _check_even(pictures, folder)
     return pictures
+
+
+def holds_pictures(folder: Path) -> bool:
+    """Whether it is in GenEval's layout, or holds pictures and no model's config.json beside them."""
+    flat = any(file.suffix.lower() in FORMATS for file in folder.iterdir())
+    return any((place / "samples").is_dir() for place in _numbered(folder).values()) or (
+        flat and not (folder / "config.json").exists()
+    )
 
 
 def _numbered(folder: Path) -> dict[int, Path]:
@@ -127,12 +145,12 @@ def _samples(place: Path) -> dict[int, Path]:
     return found
 
 
-def _prompt(place: Path, wanted: Prompt | None, wanted_place: str) -> Prompt:
-    """The folder's metadata, compared with the prompt file's line where there is one."""
+def _prompt(place: Path, wanted: Prompt | None, wanted_place: str) -> tuple[Prompt, list[str]]:
+    """The folder's metadata, compared with the prompt file's line where there is one; and its further keys."""
     file = place / "metadata.jsonl"
     if not file.is_file():
         if wanted is not None:
-            return wanted
+            return wanted, []
         raise ValueError(f"{file} is missing, so nothing says what the pictures should show: give --prompt-file FILE")
     rows = read_jsonl(file)
     if len(rows) != 1:
@@ -148,11 +166,20 @@ def _prompt(place: Path, wanted: Prompt | None, wanted_place: str) -> Prompt:
             "from another prompt file, or in another order"
         )
     if wanted is not None and not {"tag", "include"} & rows[0].keys():
-        return wanted
-    prompt = read_prompts(file)[0]
+        return wanted, []
+    prompt, further = read_record(file)
     if wanted is not None and prompt.metadata() != wanted.metadata():
         raise ValueError(f"{file} asks for something else than {wanted_place}, under the same prompt: use one of them")
-    return prompt
+    return prompt, further
+
+
+def told_of_further_keys(pictures: Sequence[Picture]) -> str:
+    """A sentence; "" where there are none."""
+    of = {picture.index: picture.further_keys for picture in pictures if picture.further_keys}
+    names = list(dict.fromkeys(key for keys in of.values() for key in keys))
+    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    told = f"{len(of)} metadata files hold further keys, which are ignored: {', '.join(names[:3])}{rest}"
+    return told if of else ""
 
 
 # ------------------------------------------------------------------------------------------ what may be missing
@@ -200,13 +227,21 @@ def _check_even(pictures: Sequence[Picture], folder: Path) -> None:
 def check_names(pictures: Sequence[Picture], classes: Collection[str], colors: Collection[str], judge: str) -> None:
     """Errors: ValueError for a class or colour that the judge has no name for, and so would never find."""
     for picture in pictures:
-        for clause in (*picture.prompt.include, *picture.prompt.exclude):
-            for name, known in ((clause["class"], classes), (clause.get("color"), colors)):
-                if name is not None and name not in known:
-                    raise ValueError(
-                        f"{picture.file.parent.parent / 'metadata.jsonl'} asks for {name!r}, which the detector "
-                        f"{judge} does not know ({', '.join(list(known)[:3])}, ...): choose these pictures' --detector"
-                    )
+        name = unknown_name(picture.prompt, classes, colors)
+        if name is not None:
+            raise ValueError(
+                f"{picture.file.parent.parent / 'metadata.jsonl'} asks for {name!r}, which the detector "
+                f"{judge} does not know ({', '.join(list(classes)[:3])}, ...): choose these pictures' --detector"
+            )
+
+
+def unknown_name(prompt: Prompt, classes: Collection[str], colors: Collection[str]) -> str | None:
+    """The first class or colour that a prompt asks for and that is none of these."""
+    for clause in (*prompt.include, *prompt.exclude):
+        for name, known in ((clause["class"], classes), (clause.get("color"), colors)):
+            if name is not None and name not in known:
+                return name
+    return None
 
 
 # -------------------------------------------------------------------------------------------------- the pixels
@@ -227,10 +262,16 @@ def digest(content: bytes) -> str:
 
 
 def decode(content: bytes) -> np.ndarray:
-    """uint8 RGB [H, W, 3], turned as EXIF says. Errors: ValueError that says what is wrong, without a name."""
+    """uint8 RGB [H, W, 3], turned as EXIF says. Errors: ValueError that says what is wrong, without a name.
+
+    A PNG's checksums are compared, which Pillow leaves out when it reads pixels: a flipped bit would be scored.
+    """
     if not content:
         raise ValueError("the file is empty")
     try:
+        if content.startswith(_PNG):
+            with Image.open(io.BytesIO(content)) as picture:
+                picture.verify()
         with Image.open(io.BytesIO(content)) as picture:
             mode, (width, height) = picture.mode, picture.size
             deep = mode in ("I", "F") or mode.startswith("I;")

@@ -19,7 +19,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -31,6 +30,7 @@ import numpy as np
 from openunirl.disk import naming
 from openunirl.evaluation.geneval import OFFICIAL, score, summarize
 from openunirl.evaluation.image_folder import Picture, digest, read_picture
+from openunirl.evaluation.no_score import nothing_right
 from openunirl.tasks.geneval import evaluation_prompts
 from openunirl.tasks.records import read_jsonl, write_jsonl
 from openunirl.tasks.worlds import Judge
@@ -182,6 +182,8 @@ def _sound(row: Row) -> bool:
         return isinstance(row.get("filename"), str)
     if not all(isinstance(row.get(key), str) for key in _TEXTS) or not isinstance(row.get("correct"), bool):
         return False
+    if not all(type(row.get(key)) is int and row[key] >= 0 for key in ("index", "sample")):
+        return False
     try:
         return isinstance(json.loads(row["details"]), dict)
     except ValueError:
@@ -203,10 +205,16 @@ def finished(rows: Sequence[Row], pictures: Sequence[Picture]) -> list[Row]:
         if not candidates:
             continue
         try:
-            now = digest(picture.file.read_bytes()), json.dumps(picture.prompt.metadata())
+            now = (
+                digest(picture.file.read_bytes()),
+                json.dumps(picture.prompt.metadata()),
+                picture.index,
+                picture.sample,
+            )
         except OSError:
             continue  # scoring it will say what is wrong
-        kept += [row for row in candidates if (row["digest"], row["metadata"]) == now][:1]
+        now = {"digest": now[0], "metadata": now[1], "index": picture.index, "sample": picture.sample}
+        kept += [row for row in candidates if all(row[name] == value for name, value in now.items())][:1]
     return kept
 
 
@@ -222,9 +230,10 @@ def check_moved(settings: Path, images: Path, read: Callable[[], Sequence[Pictur
         return
     rows = _rows_so_far(settings.parent)
     names = {row["filename"] for row in rows if "unreadable" not in row}
+    place = was if isinstance(was, str) and len(was) <= 300 else "another place"
     if names and 2 * len(finished(rows, read())) < len(names):
         raise ValueError(
-            f"{settings.parent} was made with the pictures of {was}, and those in {images} are others, not the same "
+            f"{settings.parent} was made with the pictures of {place}, and those in {images} are others, not the same "
             "moved here: choose another --output-dir"
         )
 
@@ -270,16 +279,14 @@ def no_score(rows: Sequence[Row]) -> str | None:
             "blank or noise (look at a few), or the detector's weights are damaged or of another kind of picture "
             "(choose the --detector that fits)"
         )
-    if any(row["correct"] for row in rows):
-        return None
     objects = sum(bool(json.loads(row["details"])) for row in rows)
-    reason, times = Counter(line for row in rows for line in row["reason"].split("\n")).most_common(1)[0]
-    return (
-        f"0 of {len(rows)} pictures are right although {objects} of them show objects; that is not taken for a score. "
-        "The likely causes: metadata of other pictures (folders in another order, or numbered from 1), a detector for "
-        f'another kind of picture, or a model that cannot draw yet. The most frequent reason is "{reason}" ({times} '
-        "times); results.jsonl has them all"
+    why = nothing_right(
+        rows,
+        objects,
+        "metadata of other pictures (folders in another order, or numbered from 1), a detector for another kind of "
+        "picture, or a model that cannot draw yet",
     )
+    return f"{why}; results.jsonl has them all" if why else None
 
 
 def summarize_pictures(rows: Sequence[Row], label: str, **about: Any) -> dict[str, Any]:

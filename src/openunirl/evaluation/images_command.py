@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from openunirl.config import META_DETECTOR, OPENAI_CLIP
 from openunirl.evaluation.judges import JUDGES
-from openunirl.flags import UsageError, parse
+from openunirl.flags import UsageError, given, parse
 
 if TYPE_CHECKING:
     from openunirl.distributed import Processes
@@ -51,9 +51,11 @@ class ImagesArguments:
 
 def evaluate_images(argv: list[str]) -> bool:
     """The command, where argv names --images; else False. Errors: UsageError; and as score_folder."""
-    if not any(token.partition("=")[0] == "--images" for token in argv):
-        return False
     prog = "openunirl evaluate"
+    if "image" in given(argv):
+        raise UsageError(f"unknown flag --image; did you mean {prog} --images DIR?")
+    if "images" not in given(argv):
+        return False
     args = parse(ImagesArguments, argv, ImagesArguments(), prog, "--images DIR")
     if not args.images:
         raise UsageError(f"{prog} wants --images DIR, a folder of pictures in GenEval's layout")
@@ -100,7 +102,7 @@ def score_folder(
     from openunirl.disk import is_occupied
     from openunirl.distributed import Processes
     from openunirl.evaluation.files import write_summary
-    from openunirl.evaluation.image_folder import all_equal, check_names, read_folder
+    from openunirl.evaluation.image_folder import all_equal, check_names, read_folder, told_of_further_keys
     from openunirl.evaluation.image_scores import PROTOCOL, check_moved, journal_rows, take_up
     from openunirl.generate import check_settings
     from openunirl.provenance import about
@@ -146,7 +148,12 @@ def score_folder(
     processes.wait()
     if not processes.is_main:
         return None
-    more = {"images": str(images), "partial": partial, "detector": settings | names, **about(command)}
+    more: dict[str, Any] = {
+        "images": str(images),
+        "partial": partial,
+        "ignored": told_of_further_keys(pictures) or None,
+    }
+    more |= {"detector": settings | names, **about(command)}
     return _conclude(output_dir, pictures, named.label, before=len(done), show=show, about=more)
 
 
@@ -162,12 +169,12 @@ def _score_share(
     from rich.console import Console
 
     from openunirl.evaluation.image_scores import journal, score_into_journal
-    from openunirl.generate import progress_bar
+    from openunirl.generate import progress_bar, share_of
 
     size = batch_size or (1 if processes.device.type == "cpu" else 8)
     share = missing[processes.rank :: processes.count]
     with progress_bar(Console(stderr=True), disable=not processes.is_main) as progress:
-        others = f" (process 1 of {processes.count})" if processes.count > 1 else ""
+        others = share_of(processes.count)
         before = 0 if others else total - len(missing)
         bar = progress.add_task(f"scoring{others}", total=before + len(share), completed=before)
         score_into_journal(
@@ -218,6 +225,8 @@ def _conclude(
     if summary["distinct_pictures"] < len(results):
         repeated = len(results) - summary["distinct_pictures"]
         console.print(f"{repeated} pictures are exact copies of others: were their seeds the same?")
+    if summary["ignored"]:
+        console.print(summary["ignored"], markup=False, highlight=False, soft_wrap=True)
     console.print(
         f"{len(results) - before} pictures scored, {before} were scored before; written: {path}", soft_wrap=True
     )

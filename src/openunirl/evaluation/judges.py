@@ -32,6 +32,8 @@ class NamedJudge:
     """Everything it can find."""
     colors: tuple[str, ...]
     """Everything it can call a colour."""
+    check: Callable[[], None]
+    """Reads names and configurations, before hours of work. Errors: as load's, as far as these tell."""
     load: Callable[[Any], tuple[Judge, dict[str, str]]]
     """(device) -> the judge, and fingerprints of its weights. Errors: ValueError for weights that are not there,
     damaged, or of another network."""
@@ -63,6 +65,13 @@ def photo_judge(detector_weights: str, color_weights: str) -> NamedJudge:
     """Mask2Former and CLIP."""
     from openunirl.tasks.geneval import COLORS, GENEVAL_OBJECTS
 
+    def check() -> None:
+        from openunirl.evaluation.color import read_parts
+        from openunirl.evaluation.detectors import check_detector
+
+        check_detector(detector_weights)
+        read_parts(color_weights)
+
     def load(device: Any) -> tuple[Judge, dict[str, str]]:
         from openunirl.evaluation.color import ClipColors
         from openunirl.evaluation.detectors import Mask2FormerDetector
@@ -73,7 +82,9 @@ def photo_judge(detector_weights: str, color_weights: str) -> NamedJudge:
         prints = {f"{name}_fingerprint": fingerprint_of(net.parameters()) for name, net in prints.items()}
         return PhotoJudge(detector, classifier), prints
 
-    return NamedJudge(label=label(detector_weights, color_weights), classes=GENEVAL_OBJECTS, colors=COLORS, load=load)
+    return NamedJudge(
+        label=label(detector_weights, color_weights), classes=GENEVAL_OBJECTS, colors=COLORS, check=check, load=load
+    )
 
 
 def oracle(detector_weights: str, color_weights: str) -> NamedJudge:
@@ -85,6 +96,7 @@ def oracle(detector_weights: str, color_weights: str) -> NamedJudge:
         label="oracle",
         classes=shapes_oracle.SHAPES,
         colors=shapes_oracle.COLORS,
+        check=lambda: None,
         load=lambda device: (shapes_oracle.Oracle(), {}),
     )
 

@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from openunirl.answer import Job, answer_jobs
@@ -29,11 +30,12 @@ from openunirl.config import EvalConfig, ModelConfig
 from openunirl.disk import is_occupied
 from openunirl.distributed import Processes
 from openunirl.evaluation.files import write_summary
-from openunirl.evaluation.image_folder import read_folder
+from openunirl.evaluation.image_folder import check_names, read_folder, unknown_name
 from openunirl.evaluation.image_scores import append_rows, mend
 from openunirl.evaluation.images_command import score_folder
-from openunirl.evaluation.imbalance import accuracy
-from openunirl.evaluation.llm_judge import judge_answers
+from openunirl.evaluation.judges import JUDGES
+from openunirl.evaluation.llm_judge import ChatModel, judge_answers
+from openunirl.evaluation.no_score import no_answers
 from openunirl.evaluation.photo_world import placed
 from openunirl.evaluation.run import summarize_rows
 from openunirl.generate import (
@@ -45,17 +47,19 @@ from openunirl.generate import (
     drawing_settings,
     open_folder,
     progress_bar,
+    share_of,
 )
 from openunirl.models.protocol import UnifiedModel, load_model
 from openunirl.provenance import about
-from openunirl.report_numbers import imbalance_table, summary_table
+from openunirl.report_numbers import imbalance_table, summary_table, unsettled_lines
 from openunirl.tasks.geneval import with_question
 from openunirl.tasks.records import prompt_row, read_jsonl, read_prompts, write_jsonl
-from openunirl.tasks.worlds import WORLDS
+from openunirl.tasks.worlds import WORLDS, first_of_each_task
 from openunirl.types import AnswerSampling, Prompt
 
 Row = dict[str, Any]
 _JUDGED = ("correct", "reason", "index", "sample", "digest", "metadata", "details")
+_DETECTOR = "mask2former"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,28 +91,27 @@ def evaluate_photos(
     llm_cache: Path | None = None,
     seed: int,
     output_dir: Path,
+    num_prompts: int | None = None,
+    dtype: str = "float32",
     command: str = "",
 ) -> dict[str, Any] | None:
     """Does what `output_dir` lacks, and returns the summary (None in all processes but the main one).
 
+    num_prompts: so many of the prompt file's, the task types taking turns; None: all. dtype: of the model's network.
     Errors: ValueError for settings other than those that `output_dir` was made with, for what cannot be read, and for
     pictures whose score would be none (images_command.score_folder).
     """
     numbers = {"num-images": config.num_images, "batch-size": config.batch_size, "num-prompts": config.num_prompts}
     check_numbers(at_least_one=numbers | {"max-new-tokens": config.max_new_tokens}, seed=seed)
     check_sampling(config.sampling)
-    if references is not None:
-        read_folder(references, partial=True)  # what is wrong with it is told before hours of drawing
-    prompts = (
-        [with_question(prompt) for prompt in read_prompts(prompt_file)]
-        if prompt_file is not None
-        else WORLDS["geneval"]().evaluation_prompts(config.split, config.num_prompts, seed)
-    )
+    prompts = _prompts(config, prompt_file, num_prompts, seed)
+    _check_judge(prompts, references, detector_weights, color_weights)
     drawing = drawing_settings(model, [prompt_row(p) for p in prompts], seed=seed, sampling=config.sampling)
     settings = {
         "references": references is not None,  # which ones is compared by content, in reference-scores
         "llm_judge": llm_judge,
         "max_new_tokens": config.max_new_tokens,
+        "dtype": dtype,
     }
     known, pictures = output_dir / "settings.json", output_dir / "evaluation"
     if known.exists():
@@ -117,7 +120,8 @@ def evaluate_photos(
         raise ValueError(f"{output_dir} exists and holds no {known.name}: choose another --output-dir")
     check_folder(pictures, drawing)
     processes = Processes()
-    adapter = load_model(model).to(processes.device)
+    chat = ChatModel(llm_judge, processes.device) if llm_judge else None
+    adapter = load_model(model).to(processes.device, getattr(torch, dtype))
     if processes.is_main:
         (output_dir / "evaluation.json").unlink(missing_ok=True)  # no summary of before outlives an error
         if not known.exists():
@@ -143,12 +147,11 @@ def evaluate_photos(
         return None
     del adapter  # a chat model wants the memory
     cache = llm_cache or output_dir / "judgements"
-    generated, read = (
-        matched(asked, told[name], llm_judge, cache, processes.device)
-        for name, asked in (("own", own), ("references", right))
-    )
+    generated, read = (matched(asked, told[name], chat, cache) for name, asked in (("own", own), ("references", right)))
     write_jsonl(pictures / "results.jsonl", generated)
     write_jsonl(pictures / "references.jsonl", read)
+    if why := no_answers(generated, read, llm_judge):
+        raise ValueError(f"{why}. {pictures / 'results.jsonl'} has them; {output_dir / 'scores'} scores the pictures")
     summary = summarize_rows(
         generated,
         read,
@@ -159,8 +162,8 @@ def evaluate_photos(
         detector={name: told for name, told in scored["detector"].items() if name.endswith("_fingerprint")},
         model=model.weights,
         official_prompts=scored["official_prompts"],
-        reference_pictures=None if references is None else {"folder": str(references), "right": len(read)},
-        unsettled={"own": _unsettled(generated), "references": _unsettled(read)},
+        dtype=dtype,
+        reference_pictures=None if references is None else _reference_pictures(references, read, len(prompts)),
         answers_judged_by=llm_judge or "rules",
         images_read_from="the PNG files",
         **about(command),
@@ -168,6 +171,29 @@ def evaluate_photos(
     path = write_summary(output_dir, "evaluation", summary)
     _show(summary, path)
     return summary
+
+
+def _prompts(config: EvalConfig, prompt_file: Path | None, num_prompts: int | None, seed: int) -> list[Prompt]:
+    if prompt_file is None:
+        return WORLDS["geneval"]().evaluation_prompts(config.split, config.num_prompts, seed)
+    prompts = [with_question(prompt) for prompt in read_prompts(prompt_file)]
+    return prompts if num_prompts is None else first_of_each_task(prompts, num_prompts)
+
+
+def _check_judge(prompts: Sequence[Prompt], references: Path | None, detector_weights: str, color_weights: str) -> None:
+    """Before hours of drawing. Errors: ValueError for references that cannot be read, for a detector or colour
+    classifier that is not there or of another kind, and for prompts of what the detector does not know."""
+    named = JUDGES[_DETECTOR](detector_weights, color_weights)
+    for prompt in prompts:
+        name = unknown_name(prompt, named.classes, named.colors)
+        if name is not None:
+            raise ValueError(
+                f"the prompt {prompt.prompt!r} asks for {name!r}, which the detector {_DETECTOR} does not know, so "
+                "that no picture of it could be right: leave it out of --prompt-file"
+            )
+    if references is not None:
+        check_names(read_folder(references, partial=True), named.classes, named.colors, _DETECTOR)
+    named.check()
 
 
 # ----------------------------------------------------------------------------------------- what is asked
@@ -199,7 +225,7 @@ def _ask(
     if processes.is_main and folder.exists():
         mend(folder.glob("*.jsonl"))
     processes.wait()
-    done = _answers(folder)
+    done = read_answers(folder)
     processes.wait()  # all have read before any adds
     numbered = [
         (each, Job(number=i, image=each.row["filename"], file=each.file, question=each.key[2]))
@@ -208,7 +234,7 @@ def _ask(
     missing = [pair for pair in numbered if pair[0].key not in done][processes.rank :: processes.count]
     sampling = AnswerSampling(max_new_tokens=config.max_new_tokens)
     with progress_bar(Console(stderr=True), disable=not processes.is_main or not asked) as progress:
-        bar = progress.add_task(f"asking ({folder.name})", total=len(missing))
+        bar = progress.add_task(f"asking ({folder.name}{share_of(processes.count)})", total=len(missing))
         rows = answer_jobs(model, [job for _, job in missing], sampling, seed=0, batch_size=config.batch_size)
         for start, part in zip(range(0, len(missing), config.batch_size), rows, strict=True):
             told = zip(part, missing[start:], strict=False)
@@ -218,11 +244,11 @@ def _ask(
             )
             progress.advance(bar, len(part))
     processes.wait()
-    return _answers(folder)
+    return read_answers(folder)
 
 
-def _answers(folder: Path) -> dict[tuple[str, str, str], str]:
-    """Errors: ValueError "file:line: ..." for a row that is not ours."""
+def read_answers(folder: Path) -> dict[tuple[str, str, str], str]:
+    """key -> answer, of all files of a folder. Errors: ValueError "file:line: ..." for a row that is not ours."""
     found: dict[tuple[str, str, str], str] = {}
     for file in sorted(folder.glob("*.jsonl")):
         for number, row in enumerate(read_jsonl(file) if file.stat().st_size else [], start=1):
@@ -236,9 +262,10 @@ def _answers(folder: Path) -> dict[tuple[str, str, str], str]:
 
 
 def matched(
-    asked: Sequence[Asked], told: dict[tuple[str, str, str], str], llm_judge: str, cache: Path, device: Any
+    asked: Sequence[Asked], told: dict[tuple[str, str, str], str], chat: ChatModel | None, cache: Path
 ) -> list[Row]:
-    """The rows of an evaluation: verdict, question, answer, and whether the answer is the gold one."""
+    """The rows of an evaluation: verdict, question, answer, and whether the answer is the gold one; where a chat model
+    judges, with its reply, and what the rules say."""
     match, rows = WORLDS["geneval"]().match, []
     for each in asked:
         question = each.prompt.questions[0]
@@ -255,16 +282,17 @@ def matched(
                 **{name: each.row[name] for name in _JUDGED},
             }
         )
-    if llm_judge and rows:
-        verdicts = judge_answers(rows, llm_judge, cache, device)
-        for row, said in zip(rows, verdicts, strict=True):
+    if chat is not None and rows:
+        for row, (reply, said) in zip(rows, judge_answers(rows, chat, cache), strict=True):
             row |= {"rules": row["answer_correct"], "answer_correct": said is True, "settled": said is not None}
+            row["reply"] = reply
     return rows
 
 
-def _unsettled(rows: Sequence[Row]) -> dict[str, Any]:
-    """Answers of which the judge could not tell whether they are right; they count as wrong."""
-    return accuracy(sum(not row["settled"] for row in rows), len(rows))
+def _reference_pictures(folder: Path, read: Sequence[Row], prompts: int) -> dict[str, Any]:
+    """How many are right, and how many of these show one of the evaluated prompts."""
+    shown = sum(row["index"] < prompts for row in read)
+    return {"folder": str(folder), "right": len(read), "of_evaluated_prompts": shown}
 
 
 def _show(summary: dict[str, Any], path: Path) -> None:
@@ -272,11 +300,13 @@ def _show(summary: dict[str, Any], path: Path) -> None:
     console.print(f"{summary['label']}; answers judged by {summary['answers_judged_by']}", highlight=False)
     console.print(summary_table(summary))
     console.print(imbalance_table(summary))
-    for name, words in (("own", "own pictures"), ("references", "reference pictures")):
-        part = summary["unsettled"][name]
-        if part["n"]:
-            told = f"{part['correct']} of {part['n']} ({100 * part['accuracy']:.1f} %)"
-            console.print(f"unsettled answers on {words}, counted as wrong: {told}", highlight=False)
-    if not summary["understanding"]["n"]:
+    for line in unsettled_lines(summary):
+        console.print(line, highlight=False)
+    if read := summary["reference_pictures"]:
+        shown = read["of_evaluated_prompts"]
+        without = "" if shown else "; without any, there is no second imbalance rate"
+        told = f"{read['right']} reference pictures are right, and {shown} of these show an evaluated prompt{without}"
+        console.print(told, highlight=False, soft_wrap=True)
+    elif not summary["understanding"]["n"]:
         console.print("understanding and the second imbalance rate want --references DIR", highlight=False)
     console.print(f"written: {path}", soft_wrap=True)

@@ -94,7 +94,8 @@ def summarize_rows(
     **about: Any,
 ) -> dict[str, Any]:
     """The summary that every evaluation writes; `about` is added as it is. Where `trained` holds the prompts of the
-    training, "geneval" says how many of each task's are among them, and in "unseen" how those fare that are not."""
+    training, "geneval" says how many of each task's are among them, and in "unseen" how those fare that are not.
+    "unsettled": answers of which the judge could not tell whether they are right; they count as wrong."""
     geneval = asdict(summarize(generated))
     understanding = accuracy_by_task(references, "answer_correct")
     self_reward = accuracy(sum(row["answer_correct"] for row in generated), len(generated))
@@ -109,6 +110,11 @@ def summarize_rows(
         unseen = [row for row in generated if row["prompt"] not in trained]
         geneval["unseen"] = accuracy(sum(row["correct"] for row in unseen), len(unseen))
         geneval["unseen"]["distinct_prompts"] = len({row["prompt"] for row in unseen})
+    if all("settled" in row for row in (*generated, *references)):
+        lost = {"own": generated, "references": references}
+        about["unsettled"] = {
+            name: accuracy(sum(not row["settled"] for row in rows), len(rows)) for name, rows in lost.items()
+        }
     pairs = Counter((bool(row["answer_correct"]), bool(row["correct"])) for row in generated)
     gap, *ends = paired_shares(*(pairs[pair] for pair in ((True, True), (True, False), (False, True), (False, False))))
     return {
@@ -205,22 +211,6 @@ def _read_found(
     return rows
 
 
-def no_evaluation(evaluation: Evaluation) -> str | None:
-    """Why a base's evaluation on photographs is none, and the likely cause; else None."""
-    pictures, rows = evaluation.pictures, evaluation.generated
-    if len(pictures) > 1 and (pictures == pictures[:1]).all():
-        return (
-            f"all {len(pictures)} pictures that the base drew are equal: its weights or its image tokenizer are "
-            "damaged, or not of one model"
-        )
-    if not any(row["objects"] for row in rows):
-        return (
-            f"no object was detected in any of the {len(rows)} pictures that the base drew: its weights, its image "
-            "tokenizer or the detector's weights are damaged, or of another kind of picture"
-        )
-    return None
-
-
 def ask(model: UnifiedModel, images: Images, prompts: Sequence[Prompt], max_new_tokens: int) -> list[str]:
     """Each prompt's own question on its image, answered greedily."""
     questions = [ImageQuestion(image=i, question=prompt.questions[0].question) for i, prompt in enumerate(prompts)]
@@ -238,4 +228,5 @@ def _row(world: World, prompt: Prompt, answer: str) -> dict[str, Any]:
         "expected": asked.answer,
         "answer": answer,
         "answer_correct": match.same,
+        "settled": match.settled,
     }

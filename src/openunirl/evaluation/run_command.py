@@ -1,34 +1,51 @@
-"""`openunirl evaluate MODEL`: both tasks of one checkpoint, on disk and on the terminal.
+"""`openunirl evaluate MODEL` in a world of drawn pictures: both tasks of one checkpoint, on disk and on the terminal.
 
-In: a model, an EvalConfig, a folder. Out: evaluation.json, evaluation/ in GenEval's layout, a table.
+In: a model, an EvalConfig, a folder. Out: evaluation.json, evaluation/ in GenEval's layout, a table. Under
+`accelerate launch` the first process does all of it: the world is small.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from openunirl.config import EvalConfig, ModelConfig
 from openunirl.disk import is_occupied
-from openunirl.evaluation.files import write_evaluation
-from openunirl.evaluation.run import evaluate
+from openunirl.distributed import Processes
+from openunirl.evaluation.files import write_evaluation, write_pictures
+from openunirl.evaluation.no_score import no_answers, no_drawing, nothing_right
+from openunirl.evaluation.run import Evaluation, evaluate
+from openunirl.generate import check_numbers, check_sampling
 from openunirl.models.protocol import load_model
-from openunirl.report_numbers import imbalance_table, summary_table
+from openunirl.report_numbers import imbalance_table, summary_table, unsettled_lines
 from openunirl.tasks.worlds import WORLDS
 
 
-def evaluate_command(model: ModelConfig, config: EvalConfig, *, world: str, seed: int, output_dir: Path) -> None:
-    """Errors: ValueError where `output_dir` holds anything already, or the model or world is unknown."""
+def evaluate_command(
+    model: ModelConfig, config: EvalConfig, *, world: str, seed: int, output_dir: Path, dtype: str = "float32"
+) -> None:
+    """dtype: of the model's network.
+
+    Errors: ValueError where a number is out of range, `output_dir` holds anything already, or the model or world is
+    unknown; and, with the pictures and rows written and no evaluation.json, where these are no score.
+    """
+    numbers = {"num-images": config.num_images, "batch-size": config.batch_size, "num-prompts": config.num_prompts}
+    check_numbers(at_least_one=numbers | {"max-new-tokens": config.max_new_tokens}, seed=seed)
+    check_sampling(config.sampling)
     if is_occupied(output_dir):
         raise ValueError(f"{output_dir} exists and is not empty: choose another --output-dir")
     if world not in WORLDS:
         raise ValueError(f"unknown world {world!r}; known: {', '.join(WORLDS)}")
-    adapter, place = load_model(model), WORLDS[world]()
+    processes = Processes()
+    if not processes.is_main:
+        return
+    adapter, place = load_model(model).to(processes.device, getattr(torch, dtype)), WORLDS[world]()
     prompts = place.evaluation_prompts(config.split, config.num_prompts, seed)
     references = place.evaluation_prompts(config.split, max(config.num_references, config.num_prompts), seed)
-    about = {"model": model.weights, "split": config.split}
+    about = {"model": model.weights, "split": config.split, "dtype": dtype}
     with Progress() as progress:
         bars: dict[str, TaskID] = {}
 
@@ -40,8 +57,25 @@ def evaluate_command(model: ModelConfig, config: EvalConfig, *, world: str, seed
         result = evaluate(
             adapter, place, prompts, config, seed=seed, reference_prompts=references, report=report, about=about
         )
+    if why := no_score(result):
+        write_pictures(output_dir, "evaluation", result, prompts)
+        raise ValueError(f"{why}. The pictures and rows are in {output_dir / 'evaluation'}, and there is no score")
     path = write_evaluation(output_dir, "evaluation", result, prompts)
     console = Console()
     console.print(summary_table(result.summary))
     console.print(imbalance_table(result.summary))
+    for line in unsettled_lines(result.summary):
+        console.print(line, highlight=False)
     console.print(f"written: {path}", soft_wrap=True)
+
+
+def no_score(result: Evaluation) -> str | None:
+    """Why it is none, and the likely cause; else None."""
+    rows, shown = result.generated, sum(bool(row["objects"]) for row in result.generated)
+    return (
+        no_drawing(rows, result.pictures, "the model")
+        or nothing_right(
+            rows, shown, "a model of another world (--settings, --world), damaged weights, or one that cannot draw yet"
+        )
+        or no_answers(rows, result.references)
+    )

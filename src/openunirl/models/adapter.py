@@ -51,10 +51,13 @@ class Adapter:
     def device(self) -> torch.device:
         return next(self.net.parameters()).device
 
-    def to(self, device: torch.device) -> Self:
-        for module in (self.net, *self._parts, self.reference_net):
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Self:
+        """Moves everything; `dtype` is then that of the network, and not of the image tokenizer."""
+        for module in (self.net, self.reference_net):
             if module is not None:
-                nn.Module.to(module, device)
+                nn.Module.to(module, device, dtype)
+        for module in self._parts:
+            nn.Module.to(module, device)
         return self
 
     def unknown_words(self, texts: Iterable[str]) -> list[str]:

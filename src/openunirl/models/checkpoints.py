@@ -67,6 +67,8 @@ def read_state(path: Path, stem: str | None = None, *, keep_dtype: bool = False)
             part = _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file)
         except Exception as error:  # damaged files raise many kinds
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if isinstance(error, LookupError | TypeError | AttributeError):  # the reader's own words tell nothing
+                reason = "its parts do not fit together"
             raise UnreadableWeights(
                 f"{file} cannot be read as weights: {reason}; it is damaged or was copied in part: get it again"
             ) from None

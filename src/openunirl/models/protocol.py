@@ -208,8 +208,8 @@ class UnifiedModel(Protocol):
         """(drawing loss, answering loss), means over tokens."""
         ...
 
-    def to(self, device: torch.device) -> UnifiedModel:
-        """Moves the network and the image tokenizer."""
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> UnifiedModel:
+        """Moves the network and the image tokenizer; `dtype` is then the network's."""
         ...
 
     def load_weights(self, path: Path) -> None:

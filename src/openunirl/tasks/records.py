@@ -17,6 +17,7 @@ Departures from what json and the official tools accept, all because a constrain
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import os
@@ -140,6 +141,17 @@ def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
     Nothing is returned unless every line is sound. OSError as `open` raises it.
     """
     return [_prompt(place, row) for place, row in _numbered_rows(path)]
+
+
+def read_record(path: str | os.PathLike[str]) -> tuple[Prompt, list[str]]:
+    """The Prompt of a file of one line, and the names of what it holds besides (a tool's own notes), which is left out.
+
+    ValueError as read_prompts, and for a key that looks like a misspelt one: what is left out must not be a constraint.
+    Example: of {"tag": ..., "include": ..., "prompt": ..., "license": "cc0"}: (Prompt(...), ["license"])
+    """
+    place, row = _numbered_rows(path)[0]
+    further = [key for key in row if not difflib.get_close_matches(key.lower(), PROMPT_KEYS, n=1, cutoff=0.75)]
+    return _prompt(place, {key: value for key, value in row.items() if key not in further}), further
 
 
 def write_prompts(path: str | os.PathLike[str], prompts: Sequence[Prompt]) -> None:

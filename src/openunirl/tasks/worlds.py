@@ -91,14 +91,19 @@ def _no_references(prompts: Sequence[Prompt], seed: int) -> np.ndarray:
     )
 
 
-def _geneval_prompts(split: str, n: int, seed: int) -> list[Prompt]:
-    """GenEval's own, in their order; fewer than all: the task types take turns."""
-    prompts, seen, turns = geneval.evaluation_prompts(), Counter(), []
+def first_of_each_task(prompts: Sequence[Prompt], n: int) -> list[Prompt]:
+    """`n` of the prompts in their order, all where there are fewer: the task types take turns."""
+    seen, turns = Counter(), []
     for prompt in prompts:
         turns.append(seen[prompt.tag])
         seen[prompt.tag] += 1
     chosen = sorted(range(len(prompts)), key=lambda i: turns[i])[:n]
     return [prompts[i] for i in sorted(chosen)]
+
+
+def _geneval_prompts(split: str, n: int, seed: int) -> list[Prompt]:
+    """GenEval's own."""
+    return first_of_each_task(geneval.evaluation_prompts(), n)
 
 
 def _geneval() -> World:

@@ -1,0 +1,71 @@
+"""When an evaluation is no score: why, and the likely cause, in one sentence.
+
+    pictures, rows of drawn pictures -> no_drawing   -> all equal, nothing detected
+    rows of drawn pictures           -> nothing_right -> not one is right
+    rows of answered questions       -> no_answers   -> no answer, or hardly a reply of the chat model, can be settled
+
+In: rows as evaluation/run.py and evaluation/photos.py make them. Out: a sentence, or None where the rows are a score.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def no_drawing(rows: Rows, pictures_BHWC: np.ndarray, who: str) -> str | None:
+    """Of rows with "objects", a number, and their pictures, uint8; `who` drew them, such as "the base"."""
+    count = len(pictures_BHWC)
+    if count > 1 and (pictures_BHWC == pictures_BHWC[:1]).all():
+        return (
+            f"all {count} pictures that {who} drew are equal: its weights or its image tokenizer are damaged, or not "
+            "of one model"
+        )
+    if not any(row["objects"] for row in rows):
+        return (
+            f"no object was detected in any of the {len(rows)} pictures that {who} drew: its weights, its image "
+            "tokenizer or the detector's weights are damaged, or of another kind of picture"
+        )
+    return None
+
+
+def nothing_right(rows: Rows, shown: int, causes: str) -> str | None:
+    """Of rows with "correct" and "reason", of which so many show objects."""
+    if any(row["correct"] for row in rows):
+        return None
+    reason, times = Counter(line for row in rows for line in row["reason"].split("\n")).most_common(1)[0]
+    return (
+        f"0 of {len(rows)} pictures are right although {shown} of them show objects; that is not taken for a score. "
+        f'The likely causes: {causes}. The most frequent reason is "{reason}" ({times} times)'
+    )
+
+
+def no_answers(own: Rows, references: Rows, llm_judge: str = "") -> str | None:
+    """Of rows with "settled" and "answer" (and "reply", the chat model's): answers on the model's own pictures, and on
+    reference pictures. What is empty or not settled counts as wrong; where all is, 0 would look like a score."""
+    rows = [*own, *references]
+    lost = [row for row in rows if not row["settled"]]
+    if llm_judge and 2 * len(lost) > len(rows):
+        return (
+            f"{len(lost)} of {len(rows)} replies of the chat model {llm_judge} are no verdict (such as "
+            f"{_shown(lost[0]['reply'])}), so there is no score of answers: it is no chat model, is damaged, or thinks "
+            "for longer than a reply may be; take another --llm-judge"
+        )
+    for part, pictures in ((own, "its own pictures"), (references, "reference pictures")):
+        if part and not any(row["settled"] and row["answer"].strip() for row in part):
+            return (
+                f"none of the model's {len(part)} answers on {pictures} can be judged (the first, to "
+                f"{part[0]['question']!r}, is {_shown(part[0]['answer'])}), so there is no score of answers: its "
+                "weights, tokenizer or --model.roles are not of one model, or --max-new-tokens is too small; where the "
+                "answers are sound, have a chat model judge them, --llm-judge"
+            )
+    return None
+
+
+def _shown(text: str) -> str:
+    return repr(text) if len(text) <= 80 else f"{text[:77]!r}..."
