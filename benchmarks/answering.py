@@ -80,6 +80,7 @@ def main() -> None:
     for name, answers in (("ours", got), ("ours, not packed", unpacked())):
         same = sum(a == b for a, b in zip(want, answers, strict=False))
         print(f"equal answers, {name}: {same} of {args.plain_answers}")
+        assert same == args.plain_answers, f"{name} answers otherwise: {want[0]} became {answers[0]}"
     replay = Replay(floor_passes(model, asked, [len(ids) for ids in got]), repeats=1)
     tasks: dict[str, Callable[[], object]] = {"plain": slow, "ours": ours, "ours, not packed": unpacked}
     taken = take_turns(tasks | {"floor": replay.measure}, 2 if args.short else args.repeats)
