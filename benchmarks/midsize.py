@@ -23,7 +23,7 @@ from openunirl.models.vq import JanusVQ
 from openunirl.tasks import shapes
 
 HIDDEN, LAYERS, HEADS = 512, 8, 8
-JANUS_CODES, JANUS_GATED = 16384, 1408  # Janus-1.3B: 5632 of 2048
+JANUS_TEXT, JANUS_CODES, JANUS_GATED = 102400, 16384, 1408  # Janus-1.3B: 5632 of 2048
 SHOWO_TEXT, SHOWO_CODE_BITS, SHOWO_MLP = 50295, 13, 2048
 
 LEAST_EQUAL = 0.99  # share of tokens; rounding may turn a tie
@@ -66,17 +66,17 @@ def check_equal(name: str, share: float) -> None:
 
 
 def janus(side: int = 16, seed: int = 0) -> Janus:
-    """Draws side x side tokens of 16384 codes."""
-    tokenizer = word_tokenizer(shapes.vocabulary())
-    tokenizer.add_special_tokens(
-        {"bos_token": janus_prompting.BOS, "eos_token": janus_prompting.EOS, "pad_token": janus_prompting.PAD}
-    )
+    """Draws side x side tokens of 16,384 codes; answers are drawn from 102,400 words."""
+    ends = {"bos_token": janus_prompting.BOS, "eos_token": janus_prompting.EOS, "pad_token": janus_prompting.PAD}
     images = (janus_prompting.PLACEHOLDER, janus_prompting.BEGIN_IMAGE, janus_prompting.END_IMAGE)
-    tokenizer.add_tokens([*janus_prompting.TAGGED_ROLES, *images], special_tokens=True)
+    own = [*janus_prompting.TAGGED_ROLES, *images]
+    tokenizer = _words(JANUS_TEXT - len(ends) - len(own))
+    tokenizer.add_special_tokens(ends)
+    tokenizer.add_tokens(own, special_tokens=True)
     sizes: Any = {
         "text_config": {
             "model_type": "llama",
-            "vocab_size": len(tokenizer),  # drawing looks text up and never scores it
+            "vocab_size": len(tokenizer),
             "hidden_size": HIDDEN,
             "intermediate_size": JANUS_GATED,
             "num_hidden_layers": LAYERS,
