@@ -12,6 +12,7 @@ from unittest import mock
 import torch
 from transformers import JanusConfig, PreTrainedTokenizerFast
 
+from floor import Decoder
 from openunirl.models import janus_prompting, packed_linear, showo_prompting
 from openunirl.models.janus import Janus
 from openunirl.models.janus_net import JanusNet
@@ -49,6 +50,12 @@ def prompts(count: int) -> list[str]:
 
 def questions(count: int) -> list[str]:
     return [QUESTIONS[i % len(QUESTIONS)] for i in range(count)]
+
+
+def decoder(model: Showo | Janus) -> Decoder:
+    """The sizes of a model of this file."""
+    mlp = (SHOWO_MLP,) if isinstance(model, Showo) else (JANUS_GATED,) * 2
+    return Decoder(hidden=HIDDEN, layers=LAYERS, heads=HEADS, mlp=mlp)
 
 
 def not_packed(work: Callable[[], Any]) -> Any:
