@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -133,6 +133,26 @@ class Replay:
             rate = one.madds / one.times / best / 1e9
             rows.append(f"  {one.name:<28} {one.times:6g} x {best * 1e3:9.3f} ms {name:<6} {rate:6.1f} G/s   ({other})")
         return "\n".join(rows)
+
+
+def training(decoder: Decoder, rows: int, positions: int, head: tuple[Product, ...]) -> list[Pass]:
+    """Forward and backward of `rows` of `positions` that all attend to each other, and of a head's products. One
+    layer's operands are made and counted for all: a training pass' products are too large for warm weights to matter.
+    """
+    layer = replace(decoder, layers=1).products(rows, positions, positions)
+    return [
+        Pass(name="a layer, forward", products=layer, times=decoder.layers),
+        Pass(name="a layer, backward", products=gradients(layer), times=decoder.layers),
+        Pass(name="head, forward", products=head),
+        Pass(name="head, backward", products=gradients(head)),
+    ]
+
+
+def gradients(products: Sequence[Product]) -> tuple[Product, ...]:
+    """What the backward pass multiplies: for each product the gradients of its two sides."""
+    left = (Product(m=p.m, k=p.n, n=p.k, batch=p.batch) for p in products)
+    right = (Product(m=p.n, k=p.m, n=p.k, batch=p.batch) for p in products)
+    return (*left, *right)
 
 
 def steps(decoder: Decoder, rows: int, first: int, count: int, extra: tuple[Product, ...], parts: int) -> list[Pass]:
