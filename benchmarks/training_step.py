@@ -1,14 +1,15 @@
 """A training step's passes, forward and backward: ours against plain ones and the floor, in time and in peak memory.
 
-    python benchmarks/training_step.py [--images 4] [--guidance 5] [--repeats 3] [--seed 0] [--short]
+    python benchmarks/training_step.py [--images 4] [--guidance 5] [--repeats 3] [--compile] [--short]
 
 A pass scores the tokens of guided images (Show-o: those under a random mask, and, its worst case, all of them at once;
 Janus: all of them), or sampled answers, two on each image. The plain passes (plain_passes.py) are what a paper's code
 does. All sides must give the same gradients, within 1e-5 of their norm. "recomputed" is ours with
---train.gradient-checkpointing. Memory is what the allocator saw at the worst moment, above the weights and their
-gradients (memory.py); --repeats 0 measures nothing else. The floor is that of the products of each distinct row without
-pads, forward and backward, at the rate of this run (floor.py); nothing is computed twice in it. Janus sees pixels,
-decoded before the clock starts; its small vision tower is no part of the floor.
+--train.gradient-checkpointing, "compiled" (--compile) with --train.compile; it compiles before the clock starts.
+Memory is what the allocator saw at the worst moment, above the weights and their gradients (memory.py); --repeats 0
+measures nothing else. The floor is that of the products of each distinct row without pads, forward and backward, at the
+rate of this run (floor.py); nothing is computed twice in it. Janus sees pixels, decoded before the clock starts; its
+small vision tower is no part of the floor.
 """
 
 from __future__ import annotations
@@ -139,15 +140,16 @@ def apart(want: dict[str, torch.Tensor], got: dict[str, torch.Tensor]) -> float:
     return (gap / sum(float(g.double().square().sum()) for g in want.values())) ** 0.5
 
 
-def compare(case: Case, repeats: int) -> None:
+def compare(case: Case, repeats: int, compiling: bool) -> None:
     """Prints the table of a pass; ends the script where gradients differ."""
-    recomputed = copy.deepcopy(case.model)
-    recomputed.recompute_activations()
-    sides = {
-        "plain": (case.model, case.plain),
-        "ours": (case.model, lambda: case.loss(case.model)),
-        "recomputed": (recomputed, lambda: case.loss(recomputed)),
-    }
+    ours = {"ours": case.model, "recomputed": copy.deepcopy(case.model)}
+    ours["recomputed"].recompute_activations()
+    if compiling:
+        ours["compiled"] = copy.deepcopy(case.model)
+        ours["compiled"].compile_layers()
+        case.loss(ours["compiled"]).backward()
+    sides = {"plain": (case.model, case.plain)}
+    sides |= {name: (model, lambda model=model: case.loss(model)) for name, model in ours.items()}
     print(f"\n{case.title}")
     peaks, want = {}, {}
     for name, (side, work) in sides.items():
@@ -191,20 +193,21 @@ def main() -> None:
     options = parser(__doc__, repeats=3)
     options.add_argument("--images", type=int, default=4)
     options.add_argument("--guidance", type=float, default=5.0)
+    options.add_argument("--compile", action="store_true", help="add a compiled side; takes minutes")
     args = options.parse_args()
     header(args.seed)
     images, repeats, side = (1, 1, 8) if args.short else (args.images, args.repeats, 16)
     prompts = midsize.prompts(images)
     showo = midsize.showo(side=side, seed=args.seed)
-    compare(images_case(showo, prompts, args.guidance, "remask"), repeats)
-    compare(images_case(showo, prompts, args.guidance, "full_mask"), repeats)
-    compare(answers_case(showo, prompts, args.seed), repeats)
+    compare(images_case(showo, prompts, args.guidance, "remask"), repeats, args.compile)
+    compare(images_case(showo, prompts, args.guidance, "full_mask"), repeats, args.compile)
+    compare(answers_case(showo, prompts, args.seed), repeats, args.compile)
     del showo
     janus = midsize.janus(side=side, seed=args.seed)
     for name in janus.unlearned:
         janus.net.get_submodule(name).requires_grad_(False)
-    compare(images_case(janus, prompts, args.guidance, "full_mask"), repeats)
-    compare(answers_case(janus, prompts, args.seed), repeats)
+    compare(images_case(janus, prompts, args.guidance, "full_mask"), repeats, args.compile)
+    compare(answers_case(janus, prompts, args.seed), repeats, args.compile)
 
 
 if __name__ == "__main__":
