@@ -142,7 +142,7 @@ def main() -> None:
         print(f"answers equal to ours, {name}: {sum(equal)} of {len(equal)}")
         assert equal and all(equal), f"{name} answers otherwise: {got} where ours are {answers['ours']}"
     replay = Replay(floor_passes(model, asked, [len(ids) for ids in answers["ours"]]), repeats=1)
-    taken = take_turns(tasks | {"floor": replay.measure}, 2 if args.short else args.repeats)
+    taken = take_turns(tasks | {"floor": replay.measure}, 2 if args.short else args.repeats, model.device)
     report(taken, replay, per={name: len(answers.get(name, asked)) for name in taken})
 
 

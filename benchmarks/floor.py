@@ -110,10 +110,11 @@ class Replay:
 
     @torch.no_grad()
     def measure(self) -> None:
+        home = torch.device("cpu")  # of the operands
         for one, taken in zip(self.passes, self.taken, strict=True):
             for name, packed in self.routines.items():
                 calls = [product.call(packed) for product in one.products]
-                clocked = [clock(lambda calls=calls: [call() for call in calls]) for _ in range(self.repeats + 1)]
+                clocked = [clock(lambda calls=calls: [call() for call in calls], home) for _ in range(self.repeats + 1)]
                 taken[name].extend(seconds(one) for one in clocked[1:])
 
     def fastest(self) -> list[tuple[str, float]]:

@@ -93,7 +93,7 @@ def main() -> None:
     keyed()
     replay = Replay(floor_passes(model, prompts, args.guidance != 1))
     tasks = {"transformers' generate": transformers, "ours": ours, "ours, keyed draws": keyed}
-    report(take_turns(tasks | {"floor": replay.measure}, 2 if args.short else args.repeats), replay)
+    report(take_turns(tasks | {"floor": replay.measure}, 2 if args.short else args.repeats, model.device), replay)
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def main() -> None:
         midsize.check_equal(name, (want_BN == tokens_BN).float().mean().item())
     replay = Replay(floor_passes(model, prompts, got), repeats=1)
     tasks: dict[str, Callable[[], object]] = {"plain": slow, "ours": ours, "ours, not packed": unpacked}
-    report(take_turns(tasks | {"floor": replay.measure}, 2 if args.short else args.repeats), replay)
+    report(take_turns(tasks | {"floor": replay.measure}, 2 if args.short else args.repeats, model.device), replay)
 
 
 if __name__ == "__main__":

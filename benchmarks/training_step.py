@@ -155,7 +155,7 @@ def compare(case: Case, repeats: int, compiling: bool) -> None:
     for name, (side, work) in sides.items():
         for parameter in side.net.parameters():  # gradients of earlier parts are there
             parameter.grad = torch.zeros_like(parameter)
-        peaks[name] = peak(lambda work=work: work().backward())
+        peaks[name] = peak(lambda work=work: work().backward(), case.model.device)
         got = {n: p.grad for n, p in side.net.named_parameters() if p.grad is not None}
         side.net.zero_grad()
         if not want:
@@ -172,7 +172,7 @@ def compare(case: Case, repeats: int, compiling: bool) -> None:
 
     replay = Replay(case.floor, repeats=1)
     tasks: dict[str, Callable[[], object]] = {n: lambda s=s, w=w: step(s, w) for n, (s, w) in sides.items()}
-    taken = take_turns(tasks | {"floor": replay.measure}, repeats)
+    taken = take_turns(tasks | {"floor": replay.measure}, repeats, case.model.device)
     taken.pop("floor")
     floor = replay.floor() if repeats else None
     columns = f"{'wall s':>8} {'CPU s':>8}   {'times faster':<24} {'of floor':>8}"
