@@ -1,5 +1,6 @@
 """Several processes: what one would do, on both families, and an end for all where one fails."""
 
+import json
 import os
 import socket
 import subprocess
@@ -158,6 +159,14 @@ def test_two_processes_train_as_one_does(tmp_path):
     moved = max(float((one[name] - base[name]).abs().max()) for name in base)
     apart = max(float((one[name] - two[name]).abs().max()) for name in base)
     assert moved > 1e-5 and apart < 0.01 * moved
+    told = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
+    for alone, together in zip(*told, strict=True):
+        assert alone.keys() == together.keys()
+        for name in alone.keys() - {"seconds"}:
+            assert together[name] == pytest.approx(alone[name], rel=1e-4, abs=1e-7, nan_ok=True), name
 
 
 def test_a_reward_that_fails_on_one_process_ends_all(tmp_path):
