@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import DistributedType
+from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
@@ -25,6 +27,7 @@ from openunirl.tasks import shapes
 from openunirl.types import ImageSampling
 
 FAMILIES = ["tiny-showo", "tiny-janus"]
+LAUNCH = Path(__file__).parents[1] / "examples" / "accelerate"
 ROLLOUT = RolloutConfig(
     num_prompts=1, num_generations=2, sampling=ImageSampling(num_timesteps=2, guidance_scale=2.0), max_new_tokens=2
 )
@@ -178,6 +181,16 @@ def test_a_reward_that_fails_on_one_process_ends_all(tmp_path):
     assert first == second == 1, (waiting, failing)
     assert "step 1: another process failed" in " ".join(waiting.split())
     assert "raised RuntimeError: no judge here" in " ".join(failing.split())
+
+
+LAUNCH_FILES = {"one-gpu": (1, "NO"), "eight-gpus": (8, "MULTI_GPU"), "two-nodes": (16, "MULTI_GPU")}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in LAUNCH.glob("*.yaml")))
+def test_accelerate_reads_the_launch_files(name):
+    """By its own reader, which refuses keys that it does not know."""
+    config = load_config_from_file(str(LAUNCH / f"{name}.yaml"))
+    assert (config.num_processes, DistributedType(config.distributed_type)) == LAUNCH_FILES[name]
 
 
 def test_one_of_several_processes_ends_without_taking_python_apart():
