@@ -39,12 +39,11 @@ Model = Showo | Janus
 def plain(model: Model, images: Images, asked: list[str], new_tokens: int) -> list[list[int]]:
     """Greedy answers one by one, without any of what ours leaves out."""
     vocab, answers = model.prompting.vocab, []
-    end = vocab.eos
     for b, question in enumerate(asked):
         prefix_1L, logits_of = _seen(model, images.select(torch.tensor([b])))
         ids = prefix_1L[0].tolist() + model.prompting.question(question)
         start = len(ids)
-        while len(ids) < start + new_tokens and (len(ids) == start or ids[-1] != end):
+        while len(ids) < start + new_tokens and (len(ids) == start or ids[-1] != vocab.eos):
             ids.append(int(logits_of(torch.tensor([ids]))[0, -1, : vocab.text_size].argmax()))
         answers.append(ids[start:])
     return answers
@@ -94,8 +93,7 @@ def transformers_generate(model: Janus, images: Images, asked: list[str], new_to
 
 def floor_passes(model: Model, asked: list[str], drawn: list[int]) -> list[Pass]:
     """Every image and question once, then one position a token; text logits where a token is drawn."""
-    count, decoder = len(asked), midsize.decoder(model)
-    prefix = model.num_image_tokens + 3 if isinstance(model, Showo) else len(model.prompting.image_prefix)
+    count, decoder, prefix = len(asked), midsize.decoder(model), midsize.image_prefix(model)
     mean = math.ceil(sum(len(model.prompting.question(q)) for q in asked) / count)
     head = Product(m=count, k=midsize.HIDDEN, n=model.prompting.vocab.text_size)
     later = round(sum(drawn) / count) - 1

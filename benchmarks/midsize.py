@@ -58,6 +58,11 @@ def decoder(model: Showo | Janus) -> Decoder:
     return Decoder(hidden=HIDDEN, layers=LAYERS, heads=HEADS, mlp=mlp)
 
 
+def image_prefix(model: Showo | Janus) -> int:
+    """Positions before a question: the image and what stands around it."""
+    return model.num_image_tokens + 3 if isinstance(model, Showo) else len(model.prompting.image_prefix)
+
+
 def not_packed(work: Callable[[], Any]) -> Any:
     """The result of `work`, during which our samplers leave all weights in their own layout."""
     with mock.patch.object(packed_linear, "SMALLEST", 2**62):

@@ -106,7 +106,6 @@ def answers_case(model: Model, prompts: list[str], seed: int) -> Case:
     ids = [row[m].tolist() for row, m in zip(sampled.tokens_QT, sampled.mask_QT, strict=True)]
     scored, prompting = sum(map(len, ids)), model.prompting
     texts = sum(len(prompting.question(one.question)) for one in asked) + scored - len(ids)  # no last token is fed
-    prefix = model.num_image_tokens + 3 if isinstance(model, Showo) else len(prompting.image_prefix)
     head = Product(m=scored, k=midsize.HIDDEN, n=prompting.vocab.text_size)
     return Case(
         title=f"{name_of(model)}, {len(asked)} answers of up to {ANSWER_TOKENS} tokens on {len(images)} images",
@@ -114,7 +113,9 @@ def answers_case(model: Model, prompts: list[str], seed: int) -> Case:
         plain=lambda: plain_passes.answers_loss(model, images, asked, ids),
         loss=lambda ours: -ours.score_answers(images, asked, sampled).logprobs_QT.sum() / scored,
         scored=scored,
-        floor=training(midsize.decoder(model), len(images), prefix + math.ceil(texts / len(images)), (head,)),
+        floor=training(
+            midsize.decoder(model), len(images), midsize.image_prefix(model) + math.ceil(texts / len(images)), (head,)
+        ),
     )
 
 
