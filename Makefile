@@ -22,7 +22,10 @@ bench: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/janus_sampling.py --short
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/showo_sampling.py --short
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/answering.py --short
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/answering.py --family janus --short
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/training_step.py --short
+	$(BIN)/python benchmarks/processes.py --short
+	$(BIN)/python benchmarks/plan_check.py --short
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -110,10 +110,11 @@ class Replay:
 
     @torch.no_grad()
     def measure(self) -> None:
+        home = torch.device("cpu")  # of the operands
         for one, taken in zip(self.passes, self.taken, strict=True):
             for name, packed in self.routines.items():
                 calls = [product.call(packed) for product in one.products]
-                clocked = [clock(lambda calls=calls: [call() for call in calls]) for _ in range(self.repeats + 1)]
+                clocked = [clock(lambda calls=calls: [call() for call in calls], home) for _ in range(self.repeats + 1)]
                 taken[name].extend(seconds(one) for one in clocked[1:])
 
     def fastest(self) -> list[tuple[str, float]]:
@@ -133,6 +134,26 @@ class Replay:
             rate = one.madds / one.times / best / 1e9
             rows.append(f"  {one.name:<28} {one.times:6g} x {best * 1e3:9.3f} ms {name:<6} {rate:6.1f} G/s   ({other})")
         return "\n".join(rows)
+
+
+def training(decoder: Decoder, rows: int, positions: int, head: tuple[Product, ...]) -> list[Pass]:
+    """Forward and backward of `rows` of `positions` that all attend to each other, and of a head's products. One
+    layer's operands are made and counted for all: a training pass' products are too large for warm weights to matter.
+    """
+    layer = replace(decoder, layers=1).products(rows, positions, positions)
+    return [
+        Pass(name="a layer, forward", products=layer, times=decoder.layers),
+        Pass(name="a layer, backward", products=gradients(layer), times=decoder.layers),
+        Pass(name="head, forward", products=head),
+        Pass(name="head, backward", products=gradients(head)),
+    ]
+
+
+def gradients(products: Sequence[Product]) -> tuple[Product, ...]:
+    """What the backward pass multiplies: for each product the gradients of its two sides."""
+    left = (Product(m=p.m, k=p.n, n=p.k, batch=p.batch) for p in products)
+    right = (Product(m=p.n, k=p.m, n=p.k, batch=p.batch) for p in products)
+    return (*left, *right)
 
 
 def steps(decoder: Decoder, rows: int, first: int, count: int, extra: tuple[Product, ...], parts: int) -> list[Pass]:

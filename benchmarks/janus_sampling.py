@@ -17,7 +17,7 @@ import torch
 from transformers import JanusForConditionalGeneration
 
 import midsize
-from floor import Decoder, Pass, Product, Replay, steps
+from floor import Pass, Product, Replay, steps
 from openunirl.draws import GeneratorDraws, key
 from openunirl.models.autoregressive import left_padded
 from openunirl.models.janus import Janus
@@ -31,23 +31,20 @@ def theirs_of(model: Janus) -> Any:
         theirs: Any = JanusForConditionalGeneration._from_config(model.config, attn_implementation="sdpa")
     frozen = {f"model.vqmodel.{name}": value for name, value in model.image_tokenizer.state_dict().items()}
     theirs.load_state_dict(model.net.state_dict() | frozen, strict=False, assign=True)
-    for module, like in zip(_rotaries(theirs), _rotaries(model.net), strict=True):
-        module.inv_freq = like.inv_freq
-    stray = [name for name, p in theirs.named_parameters() if p.is_meta]
-    assert not stray, f"weights that were not shared: {stray[:3]}"
+    for name, buffer in model.net.named_buffers():  # some of them are in no state dict
+        module, _, last = name.rpartition(".")
+        setattr(theirs.get_submodule(module), last, buffer)
+    stray = [name for name, tensor in (*theirs.named_parameters(), *theirs.named_buffers()) if tensor.is_meta]
+    assert not stray, f"tensors that were not shared: {stray[:3]}"
     vocab, settings = model.prompting.vocab, theirs.generation_config
     settings.bos_token_id, settings.eos_token_id, settings.pad_token_id = vocab.bos, vocab.eos, vocab.pad
     settings.generation_kwargs = {"boi_token_id": vocab.boi}
     return theirs.eval()
 
 
-def _rotaries(net: torch.nn.Module) -> list[Any]:
-    return [module for name, module in net.named_modules() if name.endswith("rotary_emb")]
-
-
 def floor_passes(model: Janus, prompts: list[str], guided: bool) -> list[Pass]:
     """What no exact sampler with a cache can do without: every distinct row once, then one position a step and row."""
-    decoder = Decoder(hidden=midsize.HIDDEN, layers=midsize.LAYERS, heads=midsize.HEADS, mlp=(midsize.JANUS_GATED,) * 2)
+    decoder = midsize.decoder(model)
     lengths = [len(model.prompting.t2i(prompt)) for prompt in dict.fromkeys(prompts)]
     lengths += sorted(set(lengths)) if guided else []
     rows, width, codes = len(prompts) * (1 + guided), midsize.HIDDEN, midsize.JANUS_CODES
@@ -96,7 +93,7 @@ def main() -> None:
     keyed()
     replay = Replay(floor_passes(model, prompts, args.guidance != 1))
     tasks = {"transformers' generate": transformers, "ours": ours, "ours, keyed draws": keyed}
-    report(take_turns(tasks | {"floor": replay.measure}, 2 if args.short else args.repeats), replay)
+    report(take_turns(tasks | {"floor": replay.measure}, 2 if args.short else args.repeats, model.device), replay)
 
 
 if __name__ == "__main__":

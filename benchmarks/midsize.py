@@ -12,6 +12,7 @@ from unittest import mock
 import torch
 from transformers import JanusConfig, PreTrainedTokenizerFast
 
+from floor import Decoder
 from openunirl.models import janus_prompting, packed_linear, showo_prompting
 from openunirl.models.janus import Janus
 from openunirl.models.janus_net import JanusNet
@@ -23,7 +24,7 @@ from openunirl.models.vq import JanusVQ
 from openunirl.tasks import shapes
 
 HIDDEN, LAYERS, HEADS = 512, 8, 8
-JANUS_CODES, JANUS_GATED = 16384, 1408  # Janus-1.3B: 5632 of 2048
+JANUS_TEXT, JANUS_CODES, JANUS_GATED = 102400, 16384, 1408  # Janus-1.3B: 5632 of 2048
 SHOWO_TEXT, SHOWO_CODE_BITS, SHOWO_MLP = 50295, 13, 2048
 
 LEAST_EQUAL = 0.99  # share of tokens; rounding may turn a tie
@@ -51,6 +52,17 @@ def questions(count: int) -> list[str]:
     return [QUESTIONS[i % len(QUESTIONS)] for i in range(count)]
 
 
+def decoder(model: Showo | Janus) -> Decoder:
+    """The sizes of a model of this file."""
+    mlp = (SHOWO_MLP,) if isinstance(model, Showo) else (JANUS_GATED,) * 2
+    return Decoder(hidden=HIDDEN, layers=LAYERS, heads=HEADS, mlp=mlp)
+
+
+def image_prefix(model: Showo | Janus) -> int:
+    """Positions before a question: the image and what stands around it."""
+    return model.num_image_tokens + 3 if isinstance(model, Showo) else len(model.prompting.image_prefix)
+
+
 def not_packed(work: Callable[[], Any]) -> Any:
     """The result of `work`, during which our samplers leave all weights in their own layout."""
     with mock.patch.object(packed_linear, "SMALLEST", 2**62):
@@ -66,17 +78,17 @@ def check_equal(name: str, share: float) -> None:
 
 
 def janus(side: int = 16, seed: int = 0) -> Janus:
-    """Draws side x side tokens of 16384 codes."""
-    tokenizer = word_tokenizer(shapes.vocabulary())
-    tokenizer.add_special_tokens(
-        {"bos_token": janus_prompting.BOS, "eos_token": janus_prompting.EOS, "pad_token": janus_prompting.PAD}
-    )
+    """Draws side x side tokens of 16,384 codes; answers are drawn from 102,400 words."""
+    ends = {"bos_token": janus_prompting.BOS, "eos_token": janus_prompting.EOS, "pad_token": janus_prompting.PAD}
     images = (janus_prompting.PLACEHOLDER, janus_prompting.BEGIN_IMAGE, janus_prompting.END_IMAGE)
-    tokenizer.add_tokens([*janus_prompting.TAGGED_ROLES, *images], special_tokens=True)
+    own = [*janus_prompting.TAGGED_ROLES, *images]
+    tokenizer = _words(JANUS_TEXT - len(ends) - len(own))
+    tokenizer.add_special_tokens(ends)
+    tokenizer.add_tokens(own, special_tokens=True)
     sizes: Any = {
         "text_config": {
             "model_type": "llama",
-            "vocab_size": len(tokenizer),  # drawing looks text up and never scores it
+            "vocab_size": len(tokenizer),
             "hidden_size": HIDDEN,
             "intermediate_size": JANUS_GATED,
             "num_hidden_layers": LAYERS,

@@ -1,12 +1,12 @@
 """What `openunirl plan` predicts against what a training step takes: peak memory of a process above its baseline.
 
-    python benchmarks/plan_check.py [--images 4] [--rows showo,grpo ...] [--seed 0]
+    python benchmarks/plan_check.py [--images 4] [--rows showo,grpo,plain ...] [--seed 0] [--short]
 
 Random models of the middle size (midsize.py), one real step with two updates, each in a fresh process. Its baseline is
 the resident memory after the same step of a tiny model, by which all code is loaded; its peak is the kernel's own mark
 (VmHWM), set back once the model is there. malloc gives back what is freed at once (MALLOC_*), so that the allocator's
 slack is small. Weights are not packed for the CPU (packed_linear.py), as they are not on a GPU; the prediction is
-rehearsal.py's for a CPU.
+rehearsal.py's for a CPU. Needs Linux (/proc).
 """
 
 from __future__ import annotations
@@ -126,6 +126,7 @@ def main() -> None:
     options.add_argument("--images", type=int, default=4)
     options.add_argument("--rows", nargs="*", default=[",".join(row) for row in ROWS])
     options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--short", action="store_true", help="one row of one family: a smoke test, not a claim")
     options.add_argument("--child")
     args = options.parse_args()
     if args.child:
@@ -137,7 +138,7 @@ def main() -> None:
     header(args.seed)
     print(f"{'model':<8} {'method':<7} {'how':<18} {'predicted':>10} {'measured':>10}  ratio")
     ratios = []
-    for name in args.rows:
+    for name in args.rows[:1] if args.short else args.rows:
         row = (*name.split(","), args.images, args.seed)
         predicted, measured = child("predict", *row), child("measure", *row)
         ratios.append(predicted / measured)

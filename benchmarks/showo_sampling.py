@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 
 import midsize
-from floor import Decoder, Pass, Product, Replay
+from floor import Pass, Product, Replay
 from openunirl.draws import KeyedDraws, key
 from openunirl.models import masked
 from openunirl.models.masked import MASKED
@@ -50,7 +50,7 @@ def floor_passes(model: Showo, prompts: list[str], rollout: ImageRollout) -> lis
     """Every distinct text once, and with it the first step, at which all images of a text are the same: masked. Then,
     at every later step, the image block of every row, and code logits of the tokens that are still masked there: those
     of reveal step r are at r later steps."""
-    decoder = Decoder(hidden=midsize.HIDDEN, layers=midsize.LAYERS, heads=midsize.HEADS, mlp=(midsize.SHOWO_MLP,))
+    decoder = midsize.decoder(model)
     guided, prompting, later = rollout.sampling.guidance_scale != 1, model.prompting, rollout.sampling.num_timesteps - 1
     texts_BL = prompting.t2i_prefix([*dict.fromkeys(prompts), *[""] * guided])
     lengths = (texts_BL != prompting.vocab.pad).sum(1).tolist()
@@ -96,7 +96,7 @@ def main() -> None:
         midsize.check_equal(name, (want_BN == tokens_BN).float().mean().item())
     replay = Replay(floor_passes(model, prompts, got), repeats=1)
     tasks: dict[str, Callable[[], object]] = {"plain": slow, "ours": ours, "ours, not packed": unpacked}
-    report(take_turns(tasks | {"floor": replay.measure}, 2 if args.short else args.repeats), replay)
+    report(take_turns(tasks | {"floor": replay.measure}, 2 if args.short else args.repeats, model.device), replay)
 
 
 if __name__ == "__main__":

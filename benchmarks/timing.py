@@ -1,7 +1,8 @@
 """What every speed table starts with and how its times are taken.
 
-In: named callables. Out: medians of wall and CPU seconds over repeats that take turns, so that other work on the
-machine slows all of them alike. On a busy machine trust the ratios, and CPU seconds above wall seconds (one thread).
+In: named callables, the device that they work on. Out: medians of wall and CPU seconds over repeats that take turns, so
+that other work on the machine slows all of them alike. On a busy machine trust the ratios, and CPU seconds above wall
+seconds: they are what is compared where the work is on the CPU, on one thread.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,13 +26,17 @@ from openunirl.provenance import commit
 
 @dataclass(frozen=True, kw_only=True)
 class Seconds:
-    """Medians. Example: Seconds(wall=3.1, cpu=2.9)"""
+    """Of one call, or medians. `by_cpu` tells which of the two is compared.
+
+    Example: Seconds(wall=3.1, cpu=2.9, by_cpu=True)
+    """
 
     wall: float
     cpu: float
+    by_cpu: bool
 
     def __truediv__(self, items: int) -> Seconds:
-        return Seconds(wall=self.wall / items, cpu=self.cpu / items)
+        return replace(self, wall=self.wall / items, cpu=self.cpu / items)
 
 
 class Measured(Protocol):
@@ -42,26 +47,30 @@ class Measured(Protocol):
     def table(self) -> str: ...
 
 
-def clock(work: Callable[[], object]) -> Seconds:
-    """One call."""
+def clock(work: Callable[[], object], device: torch.device) -> Seconds:
+    """One call, to the end of what it asked of the device."""
     wall, cpu = time.perf_counter(), time.process_time()
     work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return Seconds(wall=time.perf_counter() - wall, cpu=time.process_time() - cpu)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    by_cpu = device.type == "cpu" and torch.get_num_threads() == 1
+    return Seconds(wall=time.perf_counter() - wall, cpu=time.process_time() - cpu, by_cpu=by_cpu)
 
 
-def take_turns(tasks: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[Seconds]]:
+def take_turns(
+    tasks: Mapping[str, Callable[[], object]], repeats: int, device: torch.device
+) -> dict[str, list[Seconds]]:
     """Every task once, then every task again, `repeats` times; the caller has warmed them up."""
     taken: dict[str, list[Seconds]] = {name: [] for name in tasks}
     for _ in range(repeats):
         for name, work in tasks.items():
-            taken[name].append(clock(work))
+            taken[name].append(clock(work, device))
     return taken
 
 
 def median(taken: list[Seconds]) -> Seconds:
-    return Seconds(wall=statistics.median(s.wall for s in taken), cpu=statistics.median(s.cpu for s in taken))
+    wall, cpu = (statistics.median(one) for one in ([s.wall for s in taken], [s.cpu for s in taken]))
+    return replace(taken[0], wall=wall, cpu=cpu)
 
 
 def ratios(slow: list[Seconds], fast: list[Seconds]) -> list[float]:
@@ -70,8 +79,8 @@ def ratios(slow: list[Seconds], fast: list[Seconds]) -> list[float]:
 
 
 def seconds(taken: Seconds) -> float:
-    """What is compared: CPU seconds on one thread, wall seconds otherwise."""
-    return taken.cpu if _by_cpu() else taken.wall
+    """What is compared."""
+    return taken.cpu if taken.by_cpu else taken.wall
 
 
 def report(taken: Mapping[str, list[Seconds]], replay: Measured, per: Mapping[str, int] | None = None) -> None:
@@ -87,13 +96,9 @@ def report(taken: Mapping[str, list[Seconds]], replay: Measured, per: Mapping[st
         spread = f"{statistics.median(faster):6.2f} [{faster[0]:.2f} .. {faster[-1]:.2f}]"
         share = floor / seconds(mid)
         print(f"{name:<26} {mid.wall:9.3f} {min(walls):8.3f} {max(walls):8.3f} {mid.cpu:9.3f}   {spread}  {share:6.0%}")
-    kind = "CPU seconds (one thread)" if _by_cpu() else "wall seconds"
+    kind = "CPU seconds (one thread)" if next(iter(tasks.values()))[0].by_cpu else "wall seconds"
     print(f"\nratios are of one turn each, by {kind}: median [lowest .. highest]")
     print(f"floor {floor:.4f} s: {replay.floor()}\n{replay.table()}")
-
-
-def _by_cpu() -> bool:
-    return torch.get_num_threads() == 1 and not torch.cuda.is_available()
 
 
 def parser(doc: str | None, *, repeats: int) -> argparse.ArgumentParser:

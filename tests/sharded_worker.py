@@ -1,6 +1,7 @@
-"""One of two processes of test_sharded.py: `python sharded_worker.py FAMILY RANK COUNT STORE OUT ADAPTERS`.
+"""One of two processes of test_sharded.py: `python sharded_worker.py FAMILY RANK COUNT STORE OUT MODE`.
 
-Writes the gradient of one update, whole, and what was drawn. With COUNT 1 it holds the whole batch.
+Writes the gradient of one update, whole, and what was drawn. With COUNT 1 it holds the whole batch. MODE: "sharded"
+(FSDP2), "adapters" (the same, with LoRA) or "copies" (DDP).
 """
 
 import sys
@@ -9,8 +10,10 @@ from datetime import timedelta
 import torch
 from torch import distributed
 from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
 
 from openunirl.config import LoraConfig, LossConfig, RolloutConfig
+from openunirl.distributed import Processes
 from openunirl.experience import gather_experience
 from openunirl.losses import Stats, Totals
 from openunirl.models import chunked, sharded
@@ -26,13 +29,13 @@ ROLLOUT = RolloutConfig(
 CONFIG = LossConfig(end_to_end=True, beta=0.1, num_scored_steps=0)
 
 
-def main(family: str, rank: int, count: int, store: str, out: str, adapters: bool) -> None:
+def main(family: str, rank: int, count: int, store: str, out: str, mode: str) -> None:
     distributed.init_process_group(
         "gloo", store=distributed.FileStore(store, count), rank=rank, world_size=count, timeout=timedelta(seconds=60)
     )
     chunked.LARGEST = 2**14  # several chunks a pass
     model = build(family, shapes.vocabulary(), seed=5)
-    if adapters:
+    if mode == "adapters":
         model.add_adapters(LoraConfig(rank=2), seed=0)
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
@@ -41,7 +44,9 @@ def main(family: str, rank: int, count: int, store: str, out: str, adapters: boo
                     weight.copy_(0.1 * torch.randn(weight.shape, generator=generator))
     else:
         model.freeze_reference()
-    if count > 1:
+    if count > 1 and mode == "copies":
+        model.net = DistributedDataParallel(model.net, broadcast_buffers=False)
+    elif count > 1:
         for net in (model.net, model.reference_net):
             if net is not None:
                 sharded.shard(net, model.trunk)
@@ -57,10 +62,13 @@ def main(family: str, rank: int, count: int, store: str, out: str, adapters: boo
     for _ in range(2):  # twice: the second step meets what the first one left
         model.net.zero_grad()
         experience = gather_experience(model, rollout, ups, ups, CONFIG, temperature=1.0)
-        for part in loss_parts(model, experience, parts=1, terms=terms):
-            part.backward()
+        with Processes.averaging(model.net):
+            for part in loss_parts(model, experience, parts=1, terms=terms):
+                part.backward()
         again = roll_out(model, prompts, ROLLOUT, seed=1, step=1, first_prompt=rank * own)
         assert torch.equal(again.images.tokens_BN, rollout.images.tokens_BN)
+    if isinstance(model.net, DistributedDataParallel):
+        model.net = model.net.module
     found = {n: sharded.whole(p.grad) for n, p in model.net.named_parameters() if p.grad is not None}
     with torch.no_grad():
         for weight in model.net.parameters():
@@ -75,4 +83,4 @@ def main(family: str, rank: int, count: int, store: str, out: str, adapters: boo
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5], sys.argv[6] == "yes")
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5], sys.argv[6])

@@ -1,5 +1,6 @@
 """Several processes: what one would do, on both families, and an end for all where one fails."""
 
+import json
 import os
 import socket
 import subprocess
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import DistributedType
+from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
@@ -24,6 +27,7 @@ from openunirl.tasks import shapes
 from openunirl.types import ImageSampling
 
 FAMILIES = ["tiny-showo", "tiny-janus"]
+LAUNCH = Path(__file__).parents[1] / "examples" / "accelerate"
 ROLLOUT = RolloutConfig(
     num_prompts=1, num_generations=2, sampling=ImageSampling(num_timesteps=2, guidance_scale=2.0), max_new_tokens=2
 )
@@ -158,6 +162,14 @@ def test_two_processes_train_as_one_does(tmp_path):
     moved = max(float((one[name] - base[name]).abs().max()) for name in base)
     apart = max(float((one[name] - two[name]).abs().max()) for name in base)
     assert moved > 1e-5 and apart < 0.01 * moved
+    told = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
+    for alone, together in zip(*told, strict=True):
+        assert alone.keys() == together.keys()
+        for name in alone.keys() - {"seconds"}:
+            assert together[name] == pytest.approx(alone[name], rel=1e-4, abs=1e-7, nan_ok=True), name
 
 
 def test_a_reward_that_fails_on_one_process_ends_all(tmp_path):
@@ -169,6 +181,16 @@ def test_a_reward_that_fails_on_one_process_ends_all(tmp_path):
     assert first == second == 1, (waiting, failing)
     assert "step 1: another process failed" in " ".join(waiting.split())
     assert "raised RuntimeError: no judge here" in " ".join(failing.split())
+
+
+LAUNCH_FILES = {"one-gpu": (1, "NO"), "eight-gpus": (8, "MULTI_GPU"), "two-nodes": (16, "MULTI_GPU")}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in LAUNCH.glob("*.yaml")))
+def test_accelerate_reads_the_launch_files(name):
+    """By its own reader, which refuses keys that it does not know."""
+    config = load_config_from_file(str(LAUNCH / f"{name}.yaml"))
+    assert (config.num_processes, DistributedType(config.distributed_type)) == LAUNCH_FILES[name]
 
 
 def test_one_of_several_processes_ends_without_taking_python_apart():

@@ -121,7 +121,7 @@ def test_a_networks_peak_is_that_of_torchs_allocator(family):
         scores = model.score_answers(images, questions, ["red", "red"])
         scores.logprobs_QT.sum().backward()
 
-    measured = peak(work)
+    measured = peak(work, model.device)
     model.net.zero_grad()
     ledger = Ledger()
     for net in (model.net, model.image_tokenizer):

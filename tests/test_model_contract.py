@@ -51,6 +51,24 @@ def questions_on(images, texts=("what is the main item in this image?", "how man
     return [ImageQuestion(image=b, question=text) for b in range(images) for text in texts]
 
 
+def test_logprobs_are_float32_under_bf16_autocast(model, monkeypatch):
+    """As accelerate does it: the net's forward alone is under autocast."""
+    tokens_BN = model.sample_images(PROMPTS, seeds(3), SAMPLINGS["guided"]).tokens_BN
+    monkeypatch.setattr(model.net, "forward", torch.autocast("cpu", torch.bfloat16)(model.net.forward))
+    rollout = model.sample_images(PROMPTS, seeds(3), SAMPLINGS["guided"])
+    one = model.scoring_passes(rollout, Estimator(), seeds(3))[0]
+    asked = questions_on(3)
+    answers = model.sample_answers(rollout.images, asked, seeds(6), AnswerSampling(max_new_tokens=3))
+    found = (
+        rollout.logprobs_BN,
+        model.score_images(rollout, one).logprobs_BN,
+        answers.logprobs_QT,
+        model.score_answers(rollout.images, asked, answers).logprobs_QT,
+    )
+    assert [logprobs.dtype for logprobs in found] == [torch.float32] * 4
+    assert not torch.equal(rollout.tokens_BN, tokens_BN)  # the products were rounded
+
+
 def test_recomputed_logprobs_equal_the_samplers(model, sampling):
     rollout = model.sample_images(PROMPTS, seeds(3), sampling)
     with torch.no_grad():

@@ -1,5 +1,5 @@
-"""Sharded over two gloo processes: the gradient of one process with the whole batch, and runs that change their number
-of processes."""
+"""Two gloo processes, sharded (FSDP2) or with copies (DDP): the gradient of one process with the whole batch, and runs
+that change their number of processes."""
 
 import json
 import os
@@ -20,14 +20,23 @@ ENV = {"PYTHONPATH": str(Path(openunirl.__file__).parents[1]), "HF_HUB_OFFLINE":
 WORKER = Path(__file__).with_name("sharded_worker.py")
 
 
-@pytest.mark.parametrize("family, adapters", [("tiny-showo", "no"), ("tiny-janus", "no"), ("tiny-showo", "yes")])
-def test_two_shares_have_the_gradient_of_the_whole(tmp_path, family, adapters):
+@pytest.mark.parametrize(
+    "family, mode",
+    [
+        ("tiny-showo", "sharded"),
+        ("tiny-janus", "sharded"),
+        ("tiny-showo", "adapters"),
+        ("tiny-showo", "copies"),
+        ("tiny-janus", "copies"),
+    ],
+)
+def test_two_shares_have_the_gradient_of_the_whole(tmp_path, family, mode):
     """Drawn and answered alike, too: groups stay together, prompts are split without overlap."""
     for count in (1, 2):
         store = str(tmp_path / f"store{count}")
         started = [
             subprocess.Popen(
-                [sys.executable, str(WORKER), family, str(rank), str(count), store, str(tmp_path), adapters],
+                [sys.executable, str(WORKER), family, str(rank), str(count), store, str(tmp_path), mode],
                 env=os.environ | ENV, stderr=subprocess.PIPE, text=True,
             )
             for rank in range(count)
@@ -46,22 +55,24 @@ def test_two_shares_have_the_gradient_of_the_whole(tmp_path, family, adapters):
     assert all(torch.equal(first["blended"][name], weight) for name, weight in alone["blended"].items())
 
 
-@pytest.mark.parametrize("adapters", [(), ("--lora.rank", "2")])
-def test_a_sharded_run_goes_on_as_one_process(tmp_path, adapters):
-    """One step on two processes and one on one is what two steps on one process are."""
+@pytest.mark.parametrize("begin, go_on, more", [(2, 1, ()), (2, 1, ("--lora.rank", "2")), (1, 2, ())])
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path, begin, go_on, more):
+    """One step sharded over two processes and one on one, or one step on one process and one on two with copies, is
+    what two steps on one process are."""
     weights = tmp_path / "model"
     build("tiny-showo", shapes.vocabulary(), seed=9).save(weights)
-    common = ("--loss.no-end-to-end", "--optim.decay", "0", *adapters)
+    common = ("--loss.no-end-to-end", "--optim.decay", "0", *more)
 
-    def run(name, count, *more):
-        share = ("--rollout.num-prompts", str(2 // count), *common, *more)
+    def run(name, count, *flags):
+        share = ("--rollout.num-prompts", str(2 // count), *common, *flags)
         for status, told in finished(tmp_path, weights, tmp_path / name, count, *share):
             assert status == 0, told
 
     run("whole", 1)
-    run("parts", 2, "--train.shard", "--train.max-steps", "1")
-    assert json.loads((tmp_path / "parts" / "config.json").read_text())["train"]["shard"]
-    run("parts", 1, "--resume", "--train.no-shard")
+    shard = ("--train.shard",) if begin == 2 else ()
+    run("parts", begin, *shard, "--train.max-steps", "1")
+    assert json.loads((tmp_path / "parts" / "config.json").read_text())["train"]["shard"] == bool(shard)
+    run("parts", go_on, "--resume", "--train.no-shard")
     base = load_file(weights / "model.safetensors")
     states = [load_file(tmp_path / run / "checkpoints/step-000002/model.safetensors") for run in ("whole", "parts")]
     assert states[0].keys() == states[1].keys() == base.keys()

@@ -12,12 +12,12 @@ from transformers import AutoTokenizer
 from openunirl.draws import GeneratorDraws, KeyedDraws
 from openunirl.models import masked
 from openunirl.models.answering import decode_answers
-from openunirl.models.layers import PrefixCache
 from openunirl.models.magvit import Magvit, MagvitConfig
 from openunirl.models.policy import drawing_loss
 from openunirl.models.showo import Showo
 from openunirl.models.showo_net import ShowoNet, ShowoSizes
 from openunirl.models.showo_prompting import Prompting
+from openunirl.models.static_cache import StaticCache
 from openunirl.types import AnswerSampling, ImageQuestion, ImageSampling
 
 _SMALL = {"ch": 32, "ch_mult": (1, 1), "num_res_blocks": (1, 1)}
@@ -239,7 +239,7 @@ def test_greedy_answers(data, model):
     prefix = torch.cat([run[f"{key}.input_ids"][:, :length] for key in rows])
     for end_key in ("output_tokens", "output_tokens_with_stop"):
         for chosen in [rows] if end_key == "output_tokens" else [[key] for key in rows]:
-            cache = PrefixCache()
+            cache = StaticCache(length + 100)
             part = prefix[[rows.index(key) for key in chosen]]
             mask = torch.ones(1, 1, length, length, dtype=torch.bool)
             end = int(run[f"{chosen[0]}.stop_token"]) if end_key != "output_tokens" else -1

@@ -38,6 +38,7 @@ from openunirl.models.policy import drawing_loss, guide, log_policy, score
 from openunirl.models.protocol import PretrainBatch, Support
 from openunirl.models.showo_net import ShowoNet, ShowoSizes
 from openunirl.models.showo_prompting import Prompting
+from openunirl.models.static_cache import StaticCache
 from openunirl.relaxation import Relaxation
 from openunirl.types import (
     AnswerRollout,
@@ -279,15 +280,15 @@ class Showo(Adapter):
         prefix_BL, soft = self._image_prefix(images)
         length = prefix_BL.shape[1]
         mask = torch.ones(1, 1, length, length, dtype=torch.bool, device=self.device)
-        cache = PrefixCache()
+        cache, prompt_ids = StaticCache(length), [self.prompting.question(q.question) for q in questions]
         self.net(prefix_BL, mask, cache=cache, **soft, **self._nothing)
-        vocab = self.prompting.vocab
+        vocab, rows_Q = self.prompting.vocab, torch.tensor([q.image for q in questions], device=self.device)
         with packed_linears(self.net):
             return decode_answers(
                 self.net,
-                cache.select(torch.tensor([q.image for q in questions], device=self.device)),
+                cache.select(rows_Q, length + max(map(len, prompt_ids)) + sampling.max_new_tokens),
                 questions=tuple(questions),
-                prompt_ids=[self.prompting.question(q.question) for q in questions],
+                prompt_ids=prompt_ids,
                 draws=KeyedDraws(seeds_Q.to(self.device)),
                 sampling=sampling,
                 rows=(0, vocab.text_size),
