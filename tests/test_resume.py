@@ -76,7 +76,7 @@ def without_timings(row):
 END_TO_END = ["--loss.end-to-end", "--loss.relaxation.tau", "2.0", "--loss.relaxation.final-tau", "0.5"]
 
 
-SYNCED = ["--loss.ref-model-sync-steps", "2"]
+SYNCED = ["--loss.ref-model-sync-steps", "2", "--train.wise-ft-alpha", "0.5"]
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,32 @@ def test_a_run_ends_with_the_blend_and_goes_on_from_it(tmp_path):
     assert checkpoint.latest(tmp_path / "half").name == "step-000003"
 
 
+def test_a_base_that_followed_is_not_what_is_blended_with():
+    base, model = (build("tiny-showo", shapes.vocabulary(), seed=5) for _ in range(2))
+    model.freeze_reference()
+    shifted(model.net.parameters())
+    model.sync_reference()
+    shifted(model.net.parameters())
+    trained = [p.detach().clone() for p in model.net.parameters()]
+    model.blend_with_base(0.5, lambda: base)
+    for weight, went, began in zip(model.net.parameters(), trained, base.net.parameters(), strict=True):
+        assert torch.allclose(weight, (began + went) / 2, atol=1e-6)
+
+
+def test_a_run_without_a_step_left_cannot_be_blended(tmp_path, capsys):
+    """Its configuration would tell of a blend that its weights do not have."""
+    weights, folder = tmp_path / "model", tmp_path / "run"
+    build("tiny-showo", shapes.vocabulary(), seed=9).save(weights)
+    argv = ["train", "tiny-showo-grpo", "--model.weights", str(weights), "--output-dir", str(folder), *FLAGS]
+    assert main([*argv, "--train.max-steps", "1"]) == 0
+    resume = ["train", "--output-dir", str(folder), "--resume", "--train.wise-ft-alpha", "0.5"]
+    assert main(resume) != 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert "--train.wise-ft-alpha is 0.5" in told and "--train.max-steps more than 1" in told
+    assert main([*resume, "--train.max-steps", "2"]) == 0
+    assert main(["train", "--output-dir", str(folder), "--resume"]) == 0
+
+
 @pytest.mark.parametrize("alpha", ["0", "1.5", "nan"])
 def test_an_alpha_that_cannot_be_is_refused(alpha, tmp_path, capsys):
     argv = ["train", "tiny-showo-sft", "--output-dir", str(tmp_path / "run"), "--train.wise-ft-alpha", alpha]

@@ -76,6 +76,11 @@ def read_step(checkpoint: Path) -> int:
     return step
 
 
+def read_blend(checkpoint: Path) -> float:
+    """How far its weights were blended with the base's (TrainConfig.wise_ft_alpha); 1.0: not at all."""
+    return float(read_object(checkpoint / "state.json", _without(checkpoint)).get("wise_ft_alpha", 1.0))
+
+
 def _without(checkpoint: Path) -> str:
     return f"remove {checkpoint}, and --resume goes on from the checkpoint before it"
 

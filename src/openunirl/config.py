@@ -216,7 +216,8 @@ class TrainConfig:
     """Updates of the model."""
     wise_ft_alpha: float = 1.0
     """After the last update the weights become the base's plus this share of what training added (WiSE-FT, arXiv
-    2109.01903): below 1, the model gives up little of what it learned and keeps more of what it could before."""
+    2109.01903): below 1, the model gives up little of what it learned and keeps more of what it could before.
+    A run that is continued beyond its last step goes on from the blended weights, and is blended again."""
     save_steps: int = 50
     """A checkpoint every so many steps; the last step is always saved."""
     save_total_limit: int = 3

@@ -36,7 +36,7 @@ PRESETS: dict[str, RunConfig] = {
         # not the policy: random masks score a sampled picture too kindly, and a policy that imitates itself by them
         # collapses within 20 steps. It draws at a lower temperature than the policy is scored at, so that its care is
         # imitated, too. Every 130 steps the policy becomes the next base: three rounds. At the end .3 of what training
-        # did is taken back: that costs no drawing, and halves what understanding lost. Drawing in 8 steps, and two
+        # did is taken back: that costs little drawing, and halves what understanding lost. Drawing in 8 steps, and two
         # masks a picture, keep it within ten minutes on a slow machine.
         rollout=RolloutConfig(
             num_prompts=32,

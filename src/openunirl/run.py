@@ -67,7 +67,7 @@ class Run:
         point = checkpoint.saved(folder)[-1] if resume and checkpoint.saved(folder) else None
         done = checkpoint.read_step(point) if point else 0
         if resume:
-            check_resumed(folder, config, done)
+            check_resumed(folder, config, done, checkpoint.read_blend(point) if point else 1.0)
         world = open_world(config, device_of_process())
         check_sources(config.reward, world)
         model = load_model(config.model)
@@ -231,9 +231,11 @@ class Run:
             self.console.print(f"warning: {told}", style="yellow", highlight=False, markup=False, soft_wrap=True)
 
     def blend_with_base_if_last(self, step: int) -> None:
-        alpha = self.config.train.wise_ft_alpha
-        if alpha < 1 and step == self.config.train.max_steps:
+        if (alpha := self._alpha_after(step)) < 1:
             self.model.blend_with_base(alpha, lambda: load_model(self.config.model))
+
+    def _alpha_after(self, step: int) -> float:
+        return self.config.train.wise_ft_alpha if step == self.config.train.max_steps else 1.0
 
     def sync_reference_if_due(self, step: int) -> None:
         every = self.config.loss.ref_model_sync_steps
@@ -247,7 +249,8 @@ class Run:
             state = self.processes.optimizer_state(self.optimizer)
             with self.processes.whole(self.model):
                 if self.processes.is_main:
-                    checkpoint.save(self.folder, self.model, state, {"step": step}, train.save_total_limit)
+                    told = {"step": step, "wise_ft_alpha": self._alpha_after(step)}
+                    checkpoint.save(self.folder, self.model, state, told, train.save_total_limit)
         self.processes.wait()
 
     @contextmanager

@@ -47,9 +47,9 @@ def check_directory(folder: Path, *, resume: bool) -> None:
         raise ValueError(f"{folder} is no run directory (it has no config.json): start it without --resume")
 
 
-def check_resumed(folder: Path, config: RunConfig, done: int) -> None:
-    """Errors: ValueError for a configuration that the run in `folder`, whose last checkpoint is step `done`, cannot go
-    on with."""
+def check_resumed(folder: Path, config: RunConfig, done: int, blended: float = 1.0) -> None:
+    """Errors: ValueError for a configuration that the run in `folder` cannot go on with. Its last checkpoint is step
+    `done`, whose weights were blended with alpha `blended`."""
     path = folder / "config.json"
     known, now = (_flat(values) for values in (read_object(path, "start the run again"), to_dict(config)))
     for name in SAME:
@@ -65,6 +65,12 @@ def check_resumed(folder: Path, config: RunConfig, done: int) -> None:
         raise ValueError(
             f"--train.max-steps is {config.train.max_steps}, and the run in {folder} has a checkpoint of step {done}: "
             f"give at least {done} (more go on from there)"
+        )
+    if config.train.max_steps == done and config.train.wise_ft_alpha != blended:
+        raise ValueError(
+            f"--train.wise-ft-alpha is {config.train.wise_ft_alpha}, but the last step of the run in {folder}, step "
+            f"{done}, was saved with {blended}, and none is left to blend after: give --train.max-steps more than "
+            f"{done}, or --train.wise-ft-alpha {blended}"
         )
 
 
