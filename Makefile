@@ -10,7 +10,7 @@ demo: $(VENV)/installed
 	$(BIN)/openunirl train tiny-showo-sft --output-dir runs/demo-$$(date +%Y%m%d-%H%M%S)
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -1,11 +1,12 @@
-"""One of two processes of test_sharded.py: `python sharded_worker.py FAMILY RANK COUNT STORE OUT MODE`.
+"""One of two processes of test_sharded.py: `python sharded_worker.py RANK COUNT STORE OUT FAMILY:MODE ...`.
 
-Writes the gradient of one update, whole, and what was drawn. With COUNT 1 it holds the whole batch. MODE: "sharded"
-(FSDP2), "adapters" (the same, with LoRA) or "copies" (DDP).
+Writes the gradient of one update of each case, whole, and what was drawn. With COUNT 1 it holds the whole batch. MODE:
+"sharded" (FSDP2), "adapters" (the same, with LoRA) or "copies" (DDP).
 """
 
 import sys
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import distributed
@@ -29,11 +30,20 @@ ROLLOUT = RolloutConfig(
 CONFIG = LossConfig(end_to_end=True, beta=0.1, num_scored_steps=0)
 
 
-def main(family: str, rank: int, count: int, store: str, out: str, mode: str) -> None:
+def main(rank: int, count: int, store: str, out: str, cases: list[str]) -> None:
     distributed.init_process_group(
         "gloo", store=distributed.FileStore(store, count), rank=rank, world_size=count, timeout=timedelta(seconds=60)
     )
     chunked.LARGEST = 2**14  # several chunks a pass
+    for case in cases:
+        family, mode = case.split(":")
+        torch.save(update(family, mode, rank, count), f"{out}/{family}-{mode}-{count}-{rank}.pt")
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def update(family: str, mode: str, rank: int, count: int) -> dict[str, Any]:
+    """The gradient, the blended weights and what was drawn."""
     model = build(family, shapes.vocabulary(), seed=5)
     if mode == "adapters":
         model.add_adapters(LoraConfig(rank=2), seed=0)
@@ -76,11 +86,8 @@ def main(family: str, rank: int, count: int, store: str, out: str, mode: str) ->
     model.blend_with_base(0.5, lambda: build(family, shapes.vocabulary(), seed=5))
     blended = {n: sharded.whole(p.detach()) for n, p in model.net.named_parameters()}
     told = {"tokens": rollout.images.tokens_BN, "texts": list(rollout.answers.texts), "grads": found}
-    told["blended"] = blended
-    torch.save(told, f"{out}/{count}-{rank}.pt")
-    distributed.barrier()
-    distributed.destroy_process_group()
+    return told | {"blended": blended}
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5], sys.argv[6])
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4], sys.argv[5:])

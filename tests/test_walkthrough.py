@@ -15,11 +15,11 @@ PRETRAIN = (
     "--tokenizer-steps 2 --tokenizer-batch 2 --steps 2 --pool 8 --draw-batch 2 --ask-batch 2 --probe-prompts 6 "
     "--probe-steps 2"
 )
-FAST = "--sampling.num-timesteps 2"
+FAST = "--sampling.num-timesteps 4"
 TRAIN = (
     "--train.mixed-precision no --train.save-steps 1 --train.eval-steps 2 --rollout.num-prompts 2 "
     "--rollout.num-generations 2 --rollout.num-questions 1 --rollout.sampling.num-timesteps 2 --eval.num-prompts 6 "
-    "--eval.num-references 6 --eval.during-prompts 6 --eval.sampling.num-timesteps 2"
+    "--eval.num-references 6 --eval.during-prompts 6 --eval.sampling.num-timesteps 4"
 )
 
 
@@ -36,7 +36,10 @@ def test_from_nothing_to_a_report(name, tmp_path, monkeypatch, capsys):
 
     assert call(f"pretrain {name} --output-dir base {PRETRAIN}").endswith("\nbase\n")
 
-    call(f"evaluate base --num-prompts 6 --num-references 6 --output-dir judged {FAST}")
+    judge = f"--num-prompts 6 --num-references 6 {FAST} --output-dir"
+    assert main(f"evaluate base {judge} noise".split()) != 0  # two steps draw noise, and noise gets no score
+    assert "no object was detected" in capsys.readouterr().err
+    call(f"evaluate tiny-showo {judge} judged")
     summary = json.loads((tmp_path / "judged" / "evaluation.json").read_text())
     assert summary["geneval"]["images"]["n"] == summary["understanding"]["n"] == 6
     assert {"imbalance", "self_reward", "collusion_gap", "label", "model", "seed", "sampling"} <= summary.keys()
@@ -50,7 +53,8 @@ def test_from_nothing_to_a_report(name, tmp_path, monkeypatch, capsys):
     said = read_jsonl(tmp_path / "said.jsonl")
     assert len(said) == 4 and all(isinstance(row["answer"], str) for row in said)
 
-    start = f"train tiny-showo-grpo --model.weights base --model.attn-implementation sdpa {TRAIN}"
+    begin = "tiny-showo" if name == "tiny-showo" else "base"  # what draws things, where there is such a model
+    start = f"train tiny-showo-grpo --model.weights {begin} --model.attn-implementation sdpa {TRAIN}"
     call(f"{start} --output-dir run --train.max-steps 2")
     call("train --output-dir run --resume --train.max-steps 3")
     assert [row["step"] for row in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "loss" in row] == [1, 2, 3]
@@ -59,16 +63,20 @@ def test_from_nothing_to_a_report(name, tmp_path, monkeypatch, capsys):
     assert {"before.json", "after.json", "step-000002.json", "before", "after"} <= there
 
     step = "run/checkpoints/step-000003"
-    call(f"evaluate {step} --num-prompts 6 --num-references 6 --output-dir again {FAST}")
-    again, after = (
-        json.loads((tmp_path / path).read_text()) for path in ("again/evaluation.json", "run/evaluation/after.json")
-    )
-    after["geneval"].pop("unseen")  # only a run knows what it was trained on
-    for summary in (after["geneval"], after["understanding"]):
-        for task in summary["tasks"].values():
-            task.pop("trained_prompts")
-    for part in ("geneval", "understanding", "imbalance", "self_reward", "collusion_gap", "seed"):
-        assert again[part] == after[part], part  # the checkpoint is the model that the run evaluated
+    after = json.loads((tmp_path / "run/evaluation/after.json").read_text())
+    if begin == "base":
+        assert main(f"evaluate {step} {judge} refused".split()) != 0
+        assert any("no object was detected" in told for told in after["warnings"])
+        call(f"evaluate tiny-showo {judge} again")
+    else:
+        call(f"evaluate {step} {judge} again")
+        again = json.loads((tmp_path / "again/evaluation.json").read_text())
+        after["geneval"].pop("unseen")  # only a run knows what it was trained on
+        for summary in (after["geneval"], after["understanding"]):
+            for task in summary["tasks"].values():
+                task.pop("trained_prompts")
+        for part in ("geneval", "understanding", "imbalance", "self_reward", "collusion_gap", "seed"):
+            assert again[part] == after[part], part  # the checkpoint is the model that the run evaluated
 
     assert call("report run").endswith("run/report.html\n")
     assert "reward" in (tmp_path / "run" / "report.html").read_text()
