@@ -30,7 +30,7 @@ def updates(tmp_path_factory):
     for count in (1, 2):
         started = [
             subprocess.Popen(
-                [sys.executable, str(WORKER), f"{rank}", f"{count}", str(folder / f"store{count}"), str(folder), *CASES],
+                [sys.executable, str(WORKER), str(rank), str(count), f"{folder}/store{count}", str(folder), *CASES],
                 env=os.environ | ENV, stderr=subprocess.PIPE, text=True,
             )
             for rank in range(count)
