@@ -84,6 +84,10 @@ def copied(started, tmp_path):
             "--train.max-steps is 1, and the run in {} has a checkpoint of step {step}: give",
         ),
         ("--seed 7", "--seed is 7, and the run in {} was started with 0: leave --seed out"),
+        (
+            "--rollout.num-prompts 2",
+            "--rollout.num-prompts is 2 on 1 process, and the run in {} draws 1 prompts a step",
+        ),
         ("--model.weights tiny-showo", "--model.weights is tiny-showo, and the run in {} was started with {weights}"),
         ("--model.max-text-len 15", "--model.max-text-len is 15, and the run in {} was started with None"),
         ("--world geneval", "--world is geneval, and the run in {} was started with shapes"),
@@ -115,6 +119,7 @@ def test_what_may_change_may_change(copied):
     [
         ("checkpoints/{}/state.json", b"{", "state.json is damaged ("),
         ("checkpoints/{}/state.json", b'{"step": "x"}', "state.json is damaged (its step is 'x')"),
+        ("checkpoints/{}/state.json", b'{"step": 2, "wise_ft_alpha": []}', "is damaged (its wise_ft_alpha is [])"),
         ("checkpoints/{}/state.json", b"[]", "it holds a list, not an object"),
         ("checkpoints/{}/optimizer.pt", b"PK", "optimizer.pt cannot be read as the state of this run's optimizer ("),
         ("checkpoints/{}/optimizer.pt", None, "optimizer.pt is missing"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,17 @@ def folder(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"{_PREFIX}{step:06d}"
 
 
-def save(run: Path, model: UnifiedModel, optimizer: dict[str, Any], state: dict[str, Any], keep: int) -> Path:
-    """Writes the checkpoint of `state["step"]` beside its place, then renames; keeps the newest `keep`.
+def save(run: Path, model: UnifiedModel, optimizer: dict[str, Any], state: State, keep: int) -> Path:
+    """Writes the checkpoint of `state.step` beside its place, then renames; keeps the newest `keep`.
 
     Errors: OSError (such as a full disk) with the folder named; what was saved before is untouched.
     """
-    final = folder(run, state["step"])
+    final = folder(run, state.step)
     with whole(final) as partial:
         model.save(partial)
         model.save_reference(partial)
         torch.save(optimizer, partial / "optimizer.pt")
-        (partial / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
+        (partial / "state.json").write_text(json.dumps(asdict(state)) + "\n", encoding="utf-8")
     for old in saved(run)[:-keep] if keep else []:
         shutil.rmtree(old, ignore_errors=True)
     return final
@@ -67,18 +68,41 @@ def latest(run: Path) -> Path:
     return whole[-1]
 
 
-def read_step(checkpoint: Path) -> int:
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What state.json tells of a checkpoint.
+
+    wise_ft_alpha: how far its weights were blended with the base's (1.0: not at all). prompts_per_step: of all
+    processes together; None in checkpoints that do not tell. Example: State(step=100, prompts_per_step=32)
+    """
+
+    step: int
+    wise_ft_alpha: float = 1.0
+    prompts_per_step: int | None = None
+
+
+def read_state(checkpoint: Path) -> State:
     """Errors: ValueError where state.json is damaged."""
     file = checkpoint / "state.json"
-    step = read_object(file, _without(checkpoint)).get("step")
-    if type(step) is not int or step < 1:
-        raise ValueError(f"{file} is damaged (its step is {step!r}): {_without(checkpoint)}")
-    return step
+    told = read_object(file, _without(checkpoint))
+    known: dict[str, Any] = {"step": None}
+    known |= {field.name: told[field.name] for field in fields(State) if field.name in told}
+    state = State(**known)
+    sound = {
+        "step": type(state.step) is int and state.step >= 1,
+        "wise_ft_alpha": type(state.wise_ft_alpha) in (int, float) and 0 < state.wise_ft_alpha <= 1,
+        "prompts_per_step": state.prompts_per_step is None
+        or (type(state.prompts_per_step) is int and state.prompts_per_step >= 1),
+    }
+    for name, holds in sound.items():
+        if not holds:
+            raise ValueError(f"{file} is damaged (its {name} is {getattr(state, name)!r}): {_without(checkpoint)}")
+    return state
 
 
-def read_blend(checkpoint: Path) -> float:
-    """How far its weights were blended with the base's (TrainConfig.wise_ft_alpha); 1.0: not at all."""
-    return float(read_object(checkpoint / "state.json", _without(checkpoint)).get("wise_ft_alpha", 1.0))
+def read_step(checkpoint: Path) -> int:
+    """Errors: ValueError where state.json is damaged."""
+    return read_state(checkpoint).step
 
 
 def _without(checkpoint: Path) -> str:

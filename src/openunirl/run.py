@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from openunirl import checkpoint
+from openunirl import checkpoint, run_directory
 from openunirl.config import RunConfig
 from openunirl.disk import naming
 from openunirl.distributed import Processes, device_of_process
@@ -34,7 +34,6 @@ from openunirl.report import read_side, write_report
 from openunirl.report_numbers import collusion_verdict, detector_notice, paired_changes, summary_table, unsettled_lines
 from openunirl.rewards import Rewards, check_sources
 from openunirl.rollout import Rollout
-from openunirl.run_directory import check_directory, check_resumed, read_evaluation, write_config
 from openunirl.run_world import not_measured, open_world, prompts_of_run
 from openunirl.tasks.worlds import World
 from openunirl.types import Prompt
@@ -63,11 +62,12 @@ class Run:
     def open(cls, config: RunConfig, *, resume: bool, command: str) -> Run:
         check(config)
         folder = Path(config.output_dir)
-        check_directory(folder, resume=resume)
+        run_directory.check_directory(folder, resume=resume)
         point = checkpoint.saved(folder)[-1] if resume and checkpoint.saved(folder) else None
-        done = checkpoint.read_step(point) if point else 0
+        state = checkpoint.read_state(point) if point else checkpoint.State(step=0)
+        done = state.step
         if resume:
-            check_resumed(folder, config, done, checkpoint.read_blend(point) if point else 1.0)
+            run_directory.check_resumed(folder, config, done, state.wise_ft_alpha)
         world = open_world(config, device_of_process())
         check_sources(config.reward, world)
         model = load_model(config.model)
@@ -76,6 +76,7 @@ class Run:
             checkpoint.load_model(point, model)
         trackers: list[Any] = [JsonlTracker(folder / "metrics.jsonl", done), *config.train.report_to]
         processes = Processes(config.train.mixed_precision, trackers, folder, config.train.shard)
+        run_directory.check_prompts_per_step(folder, config, processes.count, state.prompts_per_step)
         prompts = prompts_of_run(config, world, processes.count)
         left_out = not_measured(config, world, prompts)
         model.check_prompts([prompt.prompt for prompt in prompts])
@@ -93,7 +94,7 @@ class Run:
         if point:
             checkpoint.load_optimizer(point, optimizer)
         if processes.is_main:
-            write_config(folder / "config.json", config, command)
+            run_directory.write_config(folder / "config.json", config, command)
         processes.wait()
         with naming(folder):
             processes.accelerator.init_trackers("tensorboard")
@@ -130,7 +131,7 @@ class Run:
             self.processes.accelerator.end_training()
         if self.processes.is_main:
             page = write_report(self.folder)
-            before, after = (read_evaluation(self.folder, name) for name in ("before", "after"))
+            before, after = (run_directory.read_evaluation(self.folder, name) for name in ("before", "after"))
             if before and after:
                 self.console.print(summary_table(before, after))
                 sides = [read_side(self.folder / "evaluation" / name, []) for name in ("before", "after")]
@@ -249,7 +250,9 @@ class Run:
             state = self.processes.optimizer_state(self.optimizer)
             with self.processes.whole(self.model):
                 if self.processes.is_main:
-                    told = {"step": step, "wise_ft_alpha": self._alpha_after(step)}
+                    told = checkpoint.State(
+                        step=step, wise_ft_alpha=self._alpha_after(step), prompts_per_step=self._prompts_per_step
+                    )
                     checkpoint.save(self.folder, self.model, state, told, train.save_total_limit)
         self.processes.wait()
 
@@ -282,7 +285,7 @@ class Run:
 
     def evaluate_base(self) -> None:
         """The base on held-out prompts, once per run."""
-        if self._evaluates and not read_evaluation(self.folder, "before"):
+        if self._evaluates and not run_directory.read_evaluation(self.folder, "before"):
             if self.model.base_moved:
                 raise ValueError(
                     f"{self.folder} has no evaluation of its base, which has followed the policy since: continue it "
@@ -293,7 +296,7 @@ class Run:
 
     def evaluate_tuned(self) -> None:
         """The tuned model on the same prompts, again where a resumed run went further."""
-        last, known = self.config.train.max_steps, read_evaluation(self.folder, "after")
+        last, known = self.config.train.max_steps, run_directory.read_evaluation(self.folder, "after")
         if self._evaluates and not (known and known.get("step") == last):
             self._evaluate_in_full("after", step=last)
 

@@ -23,8 +23,8 @@ SAME = (
     "eval.max_new_tokens",
 )
 """Fields that a resumed run keeps: they say what it began from, which draws it makes, and how before and after are
-compared. All others may change, as may the number of processes, and with it --rollout.num-prompts, which is each one's;
-of evaluations it may give up the last one."""
+compared. All others may change, as may the number of processes, and with it --rollout.num-prompts, which is each one's
+(check_prompts_per_step); of evaluations it may give up the last one."""
 
 
 RESULTS = "results.jsonl"
@@ -72,6 +72,19 @@ def check_resumed(folder: Path, config: RunConfig, done: int, blended: float = 1
             f"{done}, was saved with {blended}, and none is left to blend after: give --train.max-steps more than "
             f"{done}, or --train.wise-ft-alpha {blended}"
         )
+
+
+def check_prompts_per_step(folder: Path, config: RunConfig, processes: int, known: int | None) -> None:
+    """Errors: ValueError where a step would draw another number of prompts than the `known` one of the run's last
+    checkpoint: which prompts a step draws is counted from the first."""
+    own = config.rollout.num_prompts
+    if known is None or own * processes == known:
+        return
+    fix = f"give {known // processes}" if known % processes == 0 else "take a number of processes that divides it"
+    raise ValueError(
+        f"--rollout.num-prompts is {own} on {processes} process{'es' * (processes > 1)}, and the run in {folder} draws "
+        f"{known} prompts a step: {fix}, or start another run in another --output-dir"
+    )
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

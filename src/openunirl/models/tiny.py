@@ -5,6 +5,7 @@ In: the words of a world and a seed. Out: an untrained adapter. `pretrain.py` tr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -113,7 +114,7 @@ def tiny_janus(words: Sequence[str]) -> Janus:
     net = JanusNet(config, attn_implementation="eager")
     table: Any = net.get_submodule("model.vision_model.embeddings.position_embedding").weight
     with torch.no_grad():
-        table.copy_(0.3 * sines(8, table.shape[1]))
+        table.copy_(0.3 * sines(math.isqrt(len(table)), table.shape[1]))
     return Janus(net, JanusVQ(parts.vq_config), prompting, config)
 
 
