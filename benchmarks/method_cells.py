@@ -1,8 +1,8 @@
 """The cells of the method's table: what each one trains, told as the fields in which it differs from a preset.
 
 In: a cell's name, a model, a number of images, a seed. Out: its RunConfig. Two presets are the starting points,
-NAME-grpo and NAME-sft of the model where there are such, else tiny-showo's; everything that a cell does not name stays
-the preset's. The cells of half, judge, answers and control vary GRPO, not end-to-end.
+NAME-grpo and NAME-sft of the model where there are such, else tiny-showo's; what neither SIZED_DOWN nor a cell names
+stays the preset's. The cells of half, judge, answers and control vary GRPO, not end-to-end.
 
 Source: the comparisons of UniRL (arXiv 2505.23380) and METHOD 4. Departures: detector, frozen judge, K answers and
 shuffled rewards are ours.
@@ -46,6 +46,16 @@ CELLS: dict[str, Cell] = {
     "shuffled": Cell(says="GRPO, shuffled rewards (control)", start="grpo", change={"reward": {"shuffle": True}}),
 }
 
+SIZED_DOWN: Mapping[str, Mapping[str, Any]] = {
+    "rollout": {"sampling": {"num_timesteps": 8}},
+    "loss": {"num_scored_steps": 2},
+    "train": {"wise_ft_alpha": 1.0},
+}
+"""What every cell changes in its preset: images in 8 steps, 2 of them scored, as fits into the minutes of a cell (an
+autoregressive model has no such steps), and all that training added is kept, so that objectives are compared."""
+ROUNDS = 3
+"""Rounds of a preset that renews its base (`ref_model_sync_steps`): in a cell as in the whole preset."""
+
 CONTRASTS: tuple[tuple[str, str, str], ...] = (
     ("GRPO against SFT", "grpo", "sft"),
     ("the same, end-to-end", "grpo-e2e", "sft-e2e"),
@@ -68,6 +78,15 @@ def preset_of(model: str, start: str) -> str:
     return own if own in PRESETS else f"tiny-showo-{start}"
 
 
+def changed(kept: Any, change: Mapping[str, Any]) -> Any:
+    """A dataclass with other values; a mapping changes fields of a field."""
+    values = {
+        name: changed(getattr(kept, name), value) if isinstance(value, Mapping) else value
+        for name, value in change.items()
+    }
+    return replace(kept, **values)
+
+
 def images_per_step(config: RunConfig) -> int:
     return config.rollout.num_prompts * config.rollout.num_generations
 
@@ -83,15 +102,15 @@ def cell_config(name: str, model: str, *, images: int, seed: int, probes: int, p
     if name not in CELLS:
         raise ValueError(f"unknown cell {name!r}; known: {', '.join(CELLS)}")
     cell = CELLS[name]
-    preset = PRESETS[preset_of(model, cell.start or "grpo")]
-    config = replace(
-        preset,
-        **{section: replace(getattr(preset, section), **values) for section, values in cell.change.items()},
-    )
+    config = PRESETS[preset_of(model, cell.start or "grpo")]
+    for change in (SIZED_DOWN, cell.change):
+        config = changed(config, change)
     per_step = images_per_step(config)
     if images < per_step or images % per_step:
         raise ValueError(f"--images is {images}: cell {name} draws {per_step} a step, give a multiple of that")
     steps = images // per_step
+    if config.loss.ref_model_sync_steps:
+        config = changed(config, {"loss": {"ref_model_sync_steps": -(-steps // ROUNDS)}})
     return replace(
         config,
         seed=seed,

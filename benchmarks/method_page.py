@@ -44,7 +44,9 @@ Every cell starts from the base and draws equally many images in training. Held-
 {judged}, the same for all cells of a seed, judged by the oracle. Values are means over seeds ± half of a 95 % interval
 (Student's t; a seed changes the training and the evaluation's prompts). The two rates are P(answer wrong given image
 right) and P(image wrong given answer right); imbalance is their mean, 0 is perfect balance. The collusion gap is
-self-reward minus the oracle's accuracy. From "images only" on, rows vary GRPO, not end-to-end. **"Detector reward" is
+self-reward minus the oracle's accuracy. From "images only" on, rows vary GRPO, not end-to-end. Training is sized
+down from the presets: a masked model draws in 8 steps and 2 of them are scored, and nothing is blended back towards
+the base at the end. **"Detector reward" is
 rewarded with the evaluation's own verdict.**
 """
 FIGURE = """

@@ -1,11 +1,11 @@
 """The cells of the method's table, and the page that is written from them."""
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
-from method_cells import CELLS, CONTRASTS, cell_config, images_per_step, preset_of
+from method_cells import CELLS, CONTRASTS, SIZED_DOWN, cell_config, changed, images_per_step, preset_of
 from method_page import mean_interval, write_page
 from method_table import run_cell
 from openunirl.config import from_dict, to_dict
@@ -41,10 +41,21 @@ def test_every_cell_is_valid_and_draws_equally_many_images(name, model):
 @pytest.mark.parametrize("name", CELLS)
 def test_a_cell_differs_from_its_preset_in_nothing_but_what_it_names(name):
     config, preset = made(name), PRESETS[preset_of("tiny-showo", CELLS[name].start or "grpo")]
+    smaller = changed(preset, SIZED_DOWN)
     for section in ("rollout", "reward", "loss", "optim"):
-        own, theirs = getattr(config, section), getattr(preset, section)
-        changed = {f.name for f in fields(own) if getattr(own, f.name) != getattr(theirs, f.name)}
-        assert changed == set(CELLS[name].change.get(section, ())), section
+        own, theirs = getattr(config, section), getattr(smaller, section)
+        differ = {f.name for f in fields(own) if getattr(own, f.name) != getattr(theirs, f.name)}
+        assert differ - {"ref_model_sync_steps"} == set(CELLS[name].change.get(section, ())), section
+
+
+def test_every_cell_is_sized_down_alike():
+    for name in CELLS:
+        config, preset = made(name, images=1536), PRESETS[preset_of("tiny-showo", CELLS[name].start or "grpo")]
+        assert config.rollout.sampling == replace(preset.rollout.sampling, num_timesteps=8)
+        assert (config.loss.num_scored_steps, config.train.wise_ft_alpha) == (2, 1.0)
+        assert config.eval.sampling == preset.eval.sampling  # all models are judged under the same sampler
+        rounds = 1536 // images_per_step(config) / (config.loss.ref_model_sync_steps or float("inf"))
+        assert rounds == (3 if config.loss.method == "sft" else 0)
 
 
 def test_what_the_cells_train():
