@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from link_lines import LINK, relinked
 from openunirl.config import EvalConfig, LossConfig, ModelConfig, RewardConfig, RolloutConfig, RunConfig, TrainConfig
 from openunirl.models.protocol import load_model
 from openunirl.models.tiny import build
@@ -123,14 +124,23 @@ def test_no_family_name_above_models():
             assert not re.search(r"showo|janus|magvit", code, re.IGNORECASE), path
 
 
-def test_the_method_page_names_what_there_is():
-    """Every linked term of docs/method.md is defined in the file that it links to."""
-    page = (SOURCE.parent.parent / "docs" / "method.md").read_text()
-    links = re.findall(r"\[`(\w+)`\]\(([^)]+)\)", page)
-    assert len(links) > 15
-    for name, path in links:
-        code = (SOURCE.parent.parent / "docs" / path).read_text()
-        assert re.search(rf"^(def|class) {name}\b", code, re.MULTILINE), (name, path)
+def test_the_method_page_links_to_the_lines_that_compute():
+    """Every linked term of docs/method.md is defined at the line that it links to."""
+    page = SOURCE.parent.parent / "docs" / "method.md"
+    assert len(LINK.findall(page.read_text())) > 25
+    assert relinked(page) == page.read_text(), "code has moved: run python docs/link_lines.py"
+
+
+def test_a_link_to_nothing_is_named(tmp_path):
+    (tmp_path / "code.py").write_text(
+        "def there(): ...\n\n\nclass House:\n    def door(self): ...\n\n\nSIZE: int = 3\n"
+    )
+    page = tmp_path / "page.md"
+    page.write_text("[`there`](code.py#L9) [`House.door`](code.py) [`SIZE`](code.py)")
+    assert relinked(page) == "[`there`](code.py#L1) [`House.door`](code.py#L5) [`SIZE`](code.py#L7)"
+    page.write_text("[`gone`](code.py#L1)")
+    with pytest.raises(ValueError, match=r"page.md: \[`gone`\]\(code.py\): gone is not defined there"):
+        relinked(page)
 
 
 def test_what_the_method_page_mentions_exists():
