@@ -137,7 +137,7 @@ def test_a_link_to_nothing_is_named(tmp_path):
     )
     page = tmp_path / "page.md"
     page.write_text("[`there`](code.py#L9) [`House.door`](code.py) [`SIZE`](code.py)")
-    assert relinked(page) == "[`there`](code.py#L1) [`House.door`](code.py#L5) [`SIZE`](code.py#L7)"
+    assert relinked(page) == "[`there`](code.py#L1) [`House.door`](code.py#L5) [`SIZE`](code.py#L8)"
     page.write_text("[`gone`](code.py#L1)")
     with pytest.raises(ValueError, match=r"page.md: \[`gone`\]\(code.py\): gone is not defined there"):
         relinked(page)
