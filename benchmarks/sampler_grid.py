@@ -26,7 +26,8 @@ def grid(model: UnifiedModel, split: str, images: int, seed: int) -> list[tuple[
     """(accuracy, low, high, setting) for every setting, best first."""
     world, rows = WORLDS["shapes"](), []
     prompts = world.evaluation_prompts(split, images, seed)
-    for steps, guidance, temperature in itertools.product(TIMESTEPS, GUIDANCE, TEMPERATURE):
+    timesteps = TIMESTEPS[-1:] if model.draws_tokens_in_turn else TIMESTEPS  # not read where each token has a pass
+    for steps, guidance, temperature in itertools.product(timesteps, GUIDANCE, TEMPERATURE):
         sampling = ImageSampling(num_timesteps=steps, guidance_scale=guidance, temperature=temperature)
         drawn, _ = draw_and_judge(model, world, prompts, EvalConfig(sampling=sampling), seed, ask_too=False)
         summary = summarize(drawn)
