@@ -74,5 +74,5 @@ def claim(folder: Path, told: Any) -> None:
     """Writes down what the folder's results are of. Errors: ValueError where they are of something else."""
     path, told = folder / "recipe.json", json.loads(json.dumps(told))
     if path.exists() and json.loads(path.read_text(encoding="utf-8")) != told:
-        raise ValueError(f"{folder} holds results of another recipe or size: choose another folder, or remove it")
+        raise ValueError(f"{folder} holds results of another recipe, size or base: choose another folder, or remove it")
     write_json(path, told)

@@ -1,18 +1,19 @@
 """The cells of the method's table: what each one trains, told as the fields in which it differs from a preset.
 
-In: a cell's name, a model, a number of images, a seed. Out: its RunConfig. Two presets are the starting points,
-NAME-grpo and NAME-sft of the model where there are such, else tiny-showo's; what neither SIZED_DOWN nor a cell names
-stays the preset's. The cells of half, judge, answers and control vary GRPO, not end-to-end.
+In: a cell's name, a model, a number of images, a seed. Out: its RunConfig. All cells but the recipe start from the same
+preset, NAME-grpo of the model (tiny-showo's where it has none), made COMMON: prompts, images, questions, sampler,
+scored steps, updates and learning rate are equal, so that two cells differ in what they name and in nothing else. The
+cells of half, judge, answers and control vary GRPO, not end-to-end.
 
-Source: the comparisons of UniRL (arXiv 2505.23380) and METHOD 4. Departures: detector, frozen judge, K answers and
-shuffled rewards are ours.
+Source: the comparisons of UniRL (arXiv 2505.23380) and METHOD 4. Departures: detector, frozen judge, K answers,
+shuffled rewards and SFT's halves are ours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from openunirl.config import RunConfig
 from openunirl.presets import PRESETS
@@ -20,41 +21,48 @@ from openunirl.presets import PRESETS
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """Example: Cell(says="GRPO, end-to-end", start="grpo", change={"loss": {"end_to_end": True}})"""
+    """Example: Cell(says="GRPO, end-to-end", change={"loss": {"end_to_end": True}})"""
 
     says: str
-    start: Literal["grpo", "sft"] | None
-    """The preset that is varied; None: nothing is trained."""
     change: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Section of RunConfig -> field -> value."""
+    trains: bool = True
+    """False: the base itself."""
+    recipe: bool = False
+    """Starts from the preset NAME-sft as it is, and not from what is common."""
 
 
-_BOTH: Mapping[str, Any] = {"answer_coef": 0.03, "gold_answers": "kept"}  # the preset trains drawing alone
-
-CELLS: dict[str, Cell] = {
-    "base": Cell(says="base, not trained", start=None),
-    "sft-e2e": Cell(says="SFT, end-to-end", start="sft", change={"loss": {"end_to_end": True, **_BOTH}}),
-    "sft": Cell(says="SFT", start="sft", change={"loss": _BOTH}),
-    "sft-t2i-only": Cell(says="SFT, images only", start="sft"),
-    "grpo-e2e": Cell(says="GRPO, end-to-end", start="grpo", change={"loss": {"end_to_end": True}}),
-    "grpo": Cell(says="GRPO", start="grpo"),
-    "t2i-only": Cell(says="GRPO, images only", start="grpo", change={"loss": {"answer_coef": 0.0}}),
-    "mmu-only": Cell(says="GRPO, answers only", start="grpo", change={"loss": {"image_coef": 0.0}}),
-    "frozen": Cell(says="GRPO, frozen judge", start="grpo", change={"reward": {"sources": ("frozen",)}}),
-    "detector": Cell(says="GRPO, detector reward", start="grpo", change={"reward": {"sources": ("detector",)}}),
-    "k4": Cell(says="GRPO, 4 answers", start="grpo", change={"rollout": {"num_answers": 4}}),
-    "shuffled": Cell(says="GRPO, shuffled rewards (control)", start="grpo", change={"reward": {"shuffle": True}}),
-}
-
-SIZED_DOWN: Mapping[str, Mapping[str, Any]] = {
-    "rollout": {"sampling": {"num_timesteps": 8}},
-    "loss": {"num_scored_steps": 2},
+COMMON: Mapping[str, Mapping[str, Any]] = {
+    "rollout": {"num_prompts": 4, "sampling": {"num_timesteps": 8}},
+    "reward": {"kind": "answer"},
+    "loss": {"num_scored_steps": 2, "answer_coef": 1.0},
     "train": {"wise_ft_alpha": 1.0},
 }
-"""What every cell changes in its preset: images in 8 steps, 2 of them scored, as fits into the minutes of a cell (an
-autoregressive model has no such steps), and all that training added is kept, so that objectives are compared."""
+"""What all cells but the recipe change in their preset: the paper's reward and weights, many updates of few prompts,
+and images in 8 steps, 2 of them scored, as fits into the minutes of a cell (an autoregressive model has no such
+steps)."""
+
+_SFT: Mapping[str, Any] = {"method": "sft", "beta": 0.0}
+
+CELLS: dict[str, Cell] = {
+    "base": Cell(says="base, not trained", trains=False),
+    "sft-e2e": Cell(says="SFT, end-to-end", change={"loss": {**_SFT, "end_to_end": True}}),
+    "sft": Cell(says="SFT", change={"loss": _SFT}),
+    "sft-t2i-only": Cell(says="SFT, images only", change={"loss": {**_SFT, "answer_coef": 0.0}}),
+    "sft-mmu-only": Cell(says="SFT, answers only", change={"loss": {**_SFT, "image_coef": 0.0}}),
+    "grpo-e2e": Cell(says="GRPO, end-to-end", change={"loss": {"end_to_end": True}}),
+    "grpo": Cell(says="GRPO"),
+    "t2i-only": Cell(says="GRPO, images only", change={"loss": {"answer_coef": 0.0}}),
+    "mmu-only": Cell(says="GRPO, answers only", change={"loss": {"image_coef": 0.0}}),
+    "frozen": Cell(says="GRPO, frozen judge", change={"reward": {"sources": ("frozen",)}}),
+    "detector": Cell(says="GRPO, detector reward", change={"reward": {"sources": ("detector",)}}),
+    "k4": Cell(says="GRPO, 4 answers", change={"rollout": {"num_answers": 4}}),
+    "shuffled": Cell(says="GRPO, shuffled rewards (control)", change={"reward": {"shuffle": True}}),
+    "recipe": Cell(says="the demo's recipe", recipe=True),
+}
+
 ROUNDS = 3
-"""Rounds of a preset that renews its base (`ref_model_sync_steps`): in a cell as in the whole preset."""
+"""Rounds of a recipe that renews its base (`ref_model_sync_steps`): in a cell as in the whole preset."""
 
 CONTRASTS: tuple[tuple[str, str, str], ...] = (
     ("GRPO against SFT", "grpo", "sft"),
@@ -64,16 +72,19 @@ CONTRASTS: tuple[tuple[str, str, str], ...] = (
     ("both halves against images only", "grpo", "t2i-only"),
     ("the same, SFT", "sft", "sft-t2i-only"),
     ("both halves against answers only", "grpo", "mmu-only"),
+    ("the same, SFT", "sft", "sft-mmu-only"),
     ("frozen judge against its own", "frozen", "grpo"),
     ("detector against its own judgement", "detector", "grpo"),
     ("4 answers against 1", "k4", "grpo"),
     ("rewards against shuffled rewards", "grpo", "shuffled"),
+    ("the demo's recipe against GRPO", "recipe", "grpo"),
 )
 """(what is compared, the first cell, the second); differences are the first's minus the second's."""
 
 
-def preset_of(model: str, start: str) -> str:
-    """The name of the preset that a model's cells start from."""
+def preset_of(model: str, cell: str) -> str:
+    """The name of the preset that a model's cell starts from."""
+    start = "sft" if CELLS[cell].recipe else "grpo"
     own = f"{model}-{start}"
     return own if own in PRESETS else f"tiny-showo-{start}"
 
@@ -102,8 +113,8 @@ def cell_config(name: str, model: str, *, images: int, seed: int, probes: int, p
     if name not in CELLS:
         raise ValueError(f"unknown cell {name!r}; known: {', '.join(CELLS)}")
     cell = CELLS[name]
-    config = PRESETS[preset_of(model, cell.start or "grpo")]
-    for change in (SIZED_DOWN, cell.change):
+    config = PRESETS[preset_of(model, name)]
+    for change in ({}, cell.change) if cell.recipe else (COMMON, cell.change):
         config = changed(config, change)
     per_step = images_per_step(config)
     if images < per_step or images % per_step:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from method_cells import CELLS, CONTRASTS, preset_of
+from method_cells import CELLS, COMMON, CONTRASTS, preset_of
 from openunirl.report_numbers import RATES, get, task_name
 
 Cells = dict[str, dict[int, dict[str, Any]]]  # cell -> seed -> cell.json
@@ -42,12 +42,14 @@ BALANCE: dict[str, Value] = {
 TOLD = """
 Every cell starts from the base and draws equally many images in training. Held-out, for each seed
 {judged}, the same for all cells of a seed, judged by the oracle. Values are means over seeds ± half of a 95 % interval
-(Student's t; a seed changes the training and the evaluation's prompts). The two rates are P(answer wrong given image
-right) and P(image wrong given answer right); imbalance is their mean, 0 is perfect balance. The collusion gap is
-self-reward minus the oracle's accuracy. From "images only" on, rows vary GRPO, not end-to-end. Training is sized
-down from the presets: a masked model draws in 8 steps and 2 of them are scored, and nothing is blended back towards
-the base at the end. **"Detector reward" is
-rewarded with the evaluation's own verdict.**
+(Student's t; a seed changes the training and the evaluation's prompts). With three seeds a difference has to be 2.5 of
+their standard deviations to leave 0. The two rates are P(answer wrong given image right) and P(image wrong given answer
+right); imbalance is their mean, 0 is perfect balance. The collusion gap is self-reward minus the oracle's accuracy.
+
+All trained cells but the recipe differ in nothing but what the second table says: prompts, images, questions, updates,
+sampler, scored steps, learning rate and random draws are equal. The gradient's norm is the first update's: that of
+"images only" and of "answers only" tell how much of the joint cell's each half gives. **"Detector reward" is rewarded
+with the evaluation's own verdict.**
 """
 FIGURE = """
 Means over seeds. The reward is each cell's own, so cells that reward something else do not compare, as a running mean
@@ -123,11 +125,12 @@ def section(model: str, cells: Cells, cap: float) -> str:
         [says, *(told(differences(cells.get(a, {}), cells.get(b, {}), value), "+") for value in COMPARED.values())]
         for says, a, b in CONTRASTS
     ]
-    presets = " and ".join(f"`{preset_of(model, start)}`" for start in ("grpo", "sft"))
     parts = [
         f"## {model}",
-        f"Cells vary {presets}. Drawing, by GenEval's task types:",
+        "Drawing, by GenEval's task types:",
         table(["cell", *DRAWING, "overall, minus base"], drawing),
+        f"What is trained: `{preset_of(model, 'grpo')}` with {fields(COMMON)}, and",
+        table(["cell", "differs in", "updates", "first gradient's norm"], training(model, cells)),
         "Understanding and balance:",
         table(["cell", *BALANCE, "minutes", "images", "seeds"], balance),
         "Differences, paired by seed:",
@@ -135,6 +138,29 @@ def section(model: str, cells: Cells, cap: float) -> str:
         *notes(cells, cap),
     ]
     return "\n\n".join(parts)
+
+
+def fields(change: Mapping[str, Any], prefix: str = "") -> str:
+    """Example: fields({"loss": {"beta": 0.0}}) -> "`loss.beta` 0.0"."""
+    told = [
+        fields(value, f"{prefix}{name}.") if isinstance(value, Mapping) else f"`{prefix}{name}` {value}"
+        for name, value in change.items()
+    ]
+    return ", ".join(told) or "nothing"
+
+
+def training(model: str, cells: Cells) -> list[list[str]]:
+    """A row for each trained cell: what it changes, its updates, how large its first gradient is."""
+    rows = []
+    for name, cell in CELLS.items():
+        if not cell.trains:
+            continue
+        of = cells.get(name, {}).values()
+        updates = ", ".join(str(count) for count in sorted({one["updates"] for one in of})) or "—"
+        norms = [one["grad_norm"] for one in of if one["grad_norm"] is not None]
+        differs = f"`{preset_of(model, name)}` itself" if cell.recipe else fields(cell.change)
+        rows.append([cell.says, differs, updates, told(norms)])
+    return rows
 
 
 def notes(cells: Cells, cap: float) -> list[str]:

@@ -25,6 +25,7 @@ from method_page import write_page
 from openunirl import checkpoint
 from openunirl.config import RunConfig, to_dict
 from openunirl.evaluation.run import evaluate
+from openunirl.generate import fingerprint
 from openunirl.models.protocol import load_model
 from openunirl.presets import BUNDLED
 from openunirl.provenance import commit
@@ -32,20 +33,23 @@ from openunirl.tasks.worlds import WORLDS
 from openunirl.validate import check
 
 CAP = 3.0
-"""Minutes that a cell may train; the page says which cells took longer."""
+"""Minutes that a cell may train, which --images is chosen for (a cell of fewer images would not compare); the page names
+every cell that took longer."""
 
 
 def model_name(model: str) -> str:
     return model if model in BUNDLED else Path(model).name
 
 
-def curves(run: Path, per_step: int) -> dict[str, Any]:
+def curves(run: Path, config: RunConfig) -> dict[str, Any]:
     """From metrics.jsonl: {"reward": [[images, value]], "probes": [[images, oracle, understanding]], ...}."""
-    rows = metrics_of(run)
+    rows, per_step, iterations = metrics_of(run), images_per_step(config), config.loss.num_iterations
     steps = [row for row in rows if "images" in row]
     return {
         "images": max((row["images"] for row in steps), default=0),
         "minutes": training_minutes(run),
+        "updates": sum("reward" in row for row in rows) * iterations,
+        "grad_norm": next((row["grad_norm"] for row in rows if "grad_norm" in row), None),
         "reward": [[row["images"], row["reward"]] for row in steps if "reward" in row],
         "probes": [
             [row["step"] * per_step, row["eval/geneval"], row["eval/understanding"]]
@@ -63,20 +67,27 @@ def probe_base(config: RunConfig) -> list[float]:
     return [0, summary["geneval"]["overall"], summary["understanding"]["overall"]]
 
 
-def run_cell(name: str, config: RunConfig, folder: Path, *, sizes: tuple[int, int]) -> None:
-    """Trains and evaluates one cell into `folder`, unless it is there.
+def run_cell(name: str, config: RunConfig, folder: Path, *, sizes: tuple[int, int], base: str) -> None:
+    """Trains and evaluates one cell into `folder`, unless it is there; `base` is the fingerprint of the model's weights.
 
-    Errors: ValueError for a folder of another recipe or size, and for a run that cannot start.
+    Errors: ValueError for a folder of another recipe, size or base, and for a run that cannot start.
     """
-    claim(folder, [to_dict(config), sizes])
+    claim(folder, [to_dict(config), sizes, base])
     done = folder / "cell.json"
     if done.exists():
         return
     config = replace(config, output_dir=str(folder / "run"))
     told: dict[str, Any] = {"cell": name, "seed": config.seed, "commit": commit(), "command": " ".join(sys.argv)}
     weights: Path | str = config.model.weights
-    if CELLS[name].start is None:
-        told |= {"images": 0, "minutes": 0.0, "reward": [], "probes": [probe_base(config)]}
+    if not CELLS[name].trains:
+        told |= {
+            "images": 0,
+            "minutes": 0.0,
+            "updates": 0,
+            "grad_norm": None,
+            "reward": [],
+            "probes": [probe_base(config)],
+        }
     else:
         run = Path(config.output_dir)
         try:
@@ -84,9 +95,9 @@ def run_cell(name: str, config: RunConfig, folder: Path, *, sizes: tuple[int, in
         except ValueError as error:
             if not str(error).startswith("step "):  # it could not start: no result
                 raise
-            write_json(done, told | curves(run, images_per_step(config)) | {"stopped": str(error)})
+            write_json(done, told | curves(run, config) | {"stopped": str(error)})
             return
-        told |= curves(run, images_per_step(config))
+        told |= curves(run, config)
         weights = checkpoint.latest(run)
     scored = evaluate_folder(weights, config.eval, *sizes, folder / "evaluation.json", EVALUATION_SEED + config.seed)
     write_json(done, told | scored)
@@ -108,6 +119,7 @@ def main() -> None:
     args = parser.parse_args()
     jobs = []
     for model in args.models:
+        base = "" if args.page_only else fingerprint(load_model(model))
         for seed in args.seeds:
             for name in args.cells:
                 config = cell_config(
@@ -120,10 +132,10 @@ def main() -> None:
                 )
                 folder = args.out / model_name(model) / f"{name}-{seed}"
                 check(config)
-                jobs.append((name, config, folder))
-    for number, (name, config, folder) in enumerate([] if args.page_only else jobs, start=1):
+                jobs.append((name, config, folder, base))
+    for number, (name, config, folder, base) in enumerate([] if args.page_only else jobs, start=1):
         print(f"[{number}/{len(jobs)}] {folder}", file=sys.stderr, flush=True)
-        run_cell(name, config, folder, sizes=(args.eval_images, args.references))
+        run_cell(name, config, folder, sizes=(args.eval_images, args.references), base=base)
     write_page(args.out, args.results, cap=CAP)
     print(args.results)
 

@@ -5,10 +5,11 @@ from dataclasses import fields, replace
 
 import pytest
 
-from method_cells import CELLS, CONTRASTS, SIZED_DOWN, cell_config, changed, images_per_step, preset_of
+from method_cells import CELLS, COMMON, CONTRASTS, cell_config, changed, images_per_step, preset_of
 from method_page import mean_interval, write_page
 from method_table import run_cell
-from openunirl.config import from_dict, to_dict
+from openunirl import train
+from openunirl.config import EvalConfig, from_dict, to_dict
 from openunirl.presets import BUNDLED, PRESETS
 from openunirl.validate import check
 
@@ -21,8 +22,8 @@ def made(name, model="tiny-showo", images=IMAGES):
 
 def test_the_cells():
     assert list(CELLS) == [
-        *("base", "sft-e2e", "sft", "sft-t2i-only", "grpo-e2e", "grpo", "t2i-only", "mmu-only", "frozen"),
-        *("detector", "k4", "shuffled"),
+        *("base", "sft-e2e", "sft", "sft-t2i-only", "sft-mmu-only", "grpo-e2e", "grpo", "t2i-only", "mmu-only"),
+        *("frozen", "detector", "k4", "shuffled", "recipe"),
     ]
     assert {name for _, *pair in CONTRASTS for name in pair} == CELLS.keys() - {"base"}
 
@@ -39,31 +40,37 @@ def test_every_cell_is_valid_and_draws_equally_many_images(name, model):
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_a_cell_differs_from_its_preset_in_nothing_but_what_it_names(name):
-    config, preset = made(name), PRESETS[preset_of("tiny-showo", CELLS[name].start or "grpo")]
-    smaller = changed(preset, SIZED_DOWN)
+def test_a_cell_differs_from_what_is_common_in_nothing_but_what_it_names(name):
+    config, start = made(name), PRESETS[preset_of("tiny-showo", name)]
+    common = start if CELLS[name].recipe else changed(start, COMMON)
     for section in ("rollout", "reward", "loss", "optim"):
-        own, theirs = getattr(config, section), getattr(smaller, section)
+        own, theirs = getattr(config, section), getattr(common, section)
         differ = {f.name for f in fields(own) if getattr(own, f.name) != getattr(theirs, f.name)}
         assert differ - {"ref_model_sync_steps"} == set(CELLS[name].change.get(section, ())), section
+    assert config.eval.sampling == start.eval.sampling  # all models are judged under the same sampler
 
 
-def test_every_cell_is_sized_down_alike():
-    for name in CELLS:
-        config, preset = made(name, images=1536), PRESETS[preset_of("tiny-showo", CELLS[name].start or "grpo")]
-        assert config.rollout.sampling == replace(preset.rollout.sampling, num_timesteps=8)
-        assert (config.loss.num_scored_steps, config.train.wise_ft_alpha) == (2, 1.0)
-        assert config.eval.sampling == preset.eval.sampling  # all models are judged under the same sampler
-        rounds = 1536 // images_per_step(config) / (config.loss.ref_model_sync_steps or float("inf"))
-        assert rounds == (3 if config.loss.method == "sft" else 0)
+def test_what_is_common_to_all_cells_but_the_recipe():
+    configs = [made(name) for name, cell in CELLS.items() if not cell.recipe]
+    assert len({(c.rollout.num_prompts, c.rollout.num_questions, c.train.max_steps, c.optim) for c in configs}) == 1
+    assert len({c.rollout.sampling for c in configs}) == 1 and configs[0].rollout.sampling.num_timesteps == 8
+    assert {(c.loss.num_scored_steps, c.train.wise_ft_alpha, c.reward.kind) for c in configs} == {(2, 1.0, "answer")}
+    assert all({c.loss.image_coef, c.loss.answer_coef} <= {0.0, 1.0} for c in configs)
+
+
+def test_the_recipe_keeps_its_rounds():
+    config = made("recipe")
+    assert config.train.max_steps == 3 * config.loss.ref_model_sync_steps
+    assert config.train.wise_ft_alpha == PRESETS["tiny-showo-sft"].train.wise_ft_alpha < 1
 
 
 def test_what_the_cells_train():
     loss = {name: made(name).loss for name in CELLS}
     assert [name for name in CELLS if loss[name].end_to_end] == ["sft-e2e", "grpo-e2e"]
-    assert [name for name in CELLS if loss[name].method == "sft"] == ["sft-e2e", "sft", "sft-t2i-only"]
-    assert [name for name in CELLS if loss[name].answer_coef == 0] == ["sft-t2i-only", "t2i-only"]
-    assert [name for name in CELLS if loss[name].image_coef == 0] == ["mmu-only"]
+    sft = ["sft-e2e", "sft", "sft-t2i-only", "sft-mmu-only", "recipe"]
+    assert [name for name in CELLS if loss[name].method == "sft"] == sft
+    assert [name for name in CELLS if loss[name].answer_coef == 0] == ["sft-t2i-only", "t2i-only", "recipe"]
+    assert [name for name in CELLS if loss[name].image_coef == 0] == ["sft-mmu-only", "mmu-only"]
     assert {name: made(name).reward.sources for name in ("frozen", "detector", "grpo")} == {
         "frozen": ("frozen",),
         "detector": ("detector",),
@@ -74,19 +81,43 @@ def test_what_the_cells_train():
 
 
 def test_what_cannot_be_a_cell_is_refused():
-    with pytest.raises(ValueError, match=r"--images is 100: .* 64"):
+    with pytest.raises(ValueError, match=r"--images is 100: .* 32"):
         made("grpo", images=100)
     with pytest.raises(ValueError, match=r"unknown cell 'best'; known: base, "):
         made("best")
 
 
-def test_a_folder_of_another_recipe_is_refused(tmp_path):
-    told = [to_dict(made("grpo")), [6, 6]]
+def test_a_folder_of_another_recipe_or_base_is_refused(tmp_path):
+    told = [to_dict(made("grpo")), [6, 6], "these weights"]
     (tmp_path / "recipe.json").write_text(json.dumps(told))
     (tmp_path / "cell.json").write_text("{}")
-    run_cell("grpo", made("grpo"), tmp_path, sizes=(6, 6))  # it is finished
-    with pytest.raises(ValueError, match="another recipe or size: choose another folder"):
-        run_cell("grpo", made("grpo"), tmp_path, sizes=(12, 6))
+    run_cell("grpo", made("grpo"), tmp_path, sizes=(6, 6), base="these weights")  # it is finished
+    for sizes, base in [((12, 6), "these weights"), ((6, 6), "retrained under the same name")]:
+        with pytest.raises(ValueError, match="another recipe, size or base: choose another folder"):
+            run_cell("grpo", made("grpo"), tmp_path, sizes=sizes, base=base)
+
+
+def test_a_cell_that_was_stopped_goes_on_and_ends_like_one_that_was_not(tmp_path, monkeypatch):
+    config = replace(made("t2i-only", images=64), eval=EvalConfig(num_prompts=0, during_prompts=6))
+    config = replace(config, train=replace(config.train, max_steps=2, save_steps=1, eval_steps=2))
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    run_cell("t2i-only", config, once, sizes=(6, 6), base="")
+    step = train.train_step
+
+    def stopped(*given, **named):
+        if (twice / "run" / "checkpoints" / "step-000001").exists():
+            raise KeyboardInterrupt
+        return step(*given, **named)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train, "train_step", stopped)
+        run_cell("t2i-only", config, twice, sizes=(6, 6), base="")
+    assert not (twice / "cell.json").exists()
+    run_cell("t2i-only", config, twice, sizes=(6, 6), base="")
+    cells = [json.loads((folder / "cell.json").read_text()) for folder in (once, twice)]
+    assert cells[0]["reward"] == cells[1]["reward"] and cells[0]["correct"] == cells[1]["correct"]
+    assert (cells[1]["images"], cells[1]["updates"], len(cells[1]["probes"])) == (64, 2, 1)
+    assert cells[1]["grad_norm"] > 0 and cells[1]["seed"] == 3
 
 
 # -------------------------------------------------------------------------------------------------------- the page
@@ -110,6 +141,8 @@ def finished(out, name, seed, overall, **more):
         "command": "table",
         "images": 128,
         "minutes": 1.0,
+        "updates": 2,
+        "grad_norm": 0.5,
         "reward": [[64, 0.5], [128, 0.6]],
         "probes": [[128, overall, 0.9]],
         "summary": summary(overall),
@@ -133,6 +166,8 @@ def test_the_page_tells_means_intervals_and_what_stopped(tmp_path):
         "command": "table",
         "images": 64,
         "minutes": 0.5,
+        "updates": 1,
+        "grad_norm": None,
         "reward": [],
         "probes": [],
     }
@@ -144,6 +179,8 @@ def test_the_page_tells_means_intervals_and_what_stopped(tmp_path):
     text = page.read_text()
     assert (tmp_path / "docs" / "results.png").stat().st_size > 10_000
     assert "| GRPO | 0.600 ±0.000 |" in text and "+0.200 ±0.248 |" in text  # .1, .2, .3 above the base
+    assert "| GRPO | nothing | 2 | 0.500 ±0.000 |" in text
+    assert "| GRPO, answers only | `loss.image_coef` 0.0 | — | — |" in text
     assert "| SFT | 0.700 |" in text  # one seed has no interval
     assert "| GRPO, frozen judge | — |" in text
     assert "| GRPO against SFT | -0.100 |" in text  # the seed that both have
