@@ -33,8 +33,8 @@ from openunirl.tasks.worlds import WORLDS
 from openunirl.validate import check
 
 CAP = 3.0
-"""Minutes that a cell may train, which --images is chosen for (a cell of fewer images would not compare); the page names
-every cell that took longer."""
+"""Minutes that a cell may train, which --images is chosen for (a cell of fewer images would not compare); the page
+names every cell that took longer."""
 
 
 def model_name(model: str) -> str:
@@ -68,7 +68,7 @@ def probe_base(config: RunConfig) -> list[float]:
 
 
 def run_cell(name: str, config: RunConfig, folder: Path, *, sizes: tuple[int, int], base: str) -> None:
-    """Trains and evaluates one cell into `folder`, unless it is there; `base` is the fingerprint of the model's weights.
+    """Trains and evaluates one cell into `folder`, unless it is there; `base` is the weights' fingerprint.
 
     Errors: ValueError for a folder of another recipe, size or base, and for a run that cannot start.
     """

@@ -99,6 +99,7 @@ def test_a_folder_of_another_recipe_or_base_is_refused(tmp_path):
 
 def test_a_cell_that_was_stopped_goes_on_and_ends_like_one_that_was_not(tmp_path, monkeypatch):
     config = replace(made("t2i-only", images=64), eval=EvalConfig(num_prompts=0, during_prompts=6))
+    config = replace(config, rollout=replace(config.rollout, num_prompts=1, num_generations=2))
     config = replace(config, train=replace(config.train, max_steps=2, save_steps=1, eval_steps=2))
     once, twice = tmp_path / "once", tmp_path / "twice"
     run_cell("t2i-only", config, once, sizes=(6, 6), base="")
@@ -116,7 +117,7 @@ def test_a_cell_that_was_stopped_goes_on_and_ends_like_one_that_was_not(tmp_path
     run_cell("t2i-only", config, twice, sizes=(6, 6), base="")
     cells = [json.loads((folder / "cell.json").read_text()) for folder in (once, twice)]
     assert cells[0]["reward"] == cells[1]["reward"] and cells[0]["correct"] == cells[1]["correct"]
-    assert (cells[1]["images"], cells[1]["updates"], len(cells[1]["probes"])) == (64, 2, 1)
+    assert (cells[1]["images"], cells[1]["updates"], len(cells[1]["probes"])) == (4, 2, 1)
     assert cells[1]["grad_norm"] > 0 and cells[1]["seed"] == 3
 
 
