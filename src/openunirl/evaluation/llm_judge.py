@@ -28,7 +28,7 @@ from rich.console import Console
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from openunirl.evaluation.detectors import pretrained
-from openunirl.evaluation.image_scores import append_rows, mend
+from openunirl.evaluation.journal import append_rows, mend
 from openunirl.generate import progress_bar
 from openunirl.models.checkpoints import weight_files
 from openunirl.tasks.records import read_jsonl
