@@ -220,8 +220,7 @@ def _conclude(
         return summary
     console = Console()
     console.print(_table(summary))
-    console.print("As summary_scores.py prints it:\n")
-    console.print(official_summary(results), highlight=False, markup=False, soft_wrap=True)
+    show_official(console, official_summary(results))
     if summary["distinct_pictures"] < len(results):
         repeated = len(results) - summary["distinct_pictures"]
         console.print(f"{repeated} pictures are exact copies of others: were their seeds the same?")
@@ -231,6 +230,12 @@ def _conclude(
         f"{len(results) - before} pictures scored, {before} were scored before; written: {path}", soft_wrap=True
     )
     return summary
+
+
+def show_official(console: Any, summary: str) -> None:
+    """geneval.official_summary on the terminal."""
+    console.print("As summary_scores.py prints it:\n")
+    console.print(summary, highlight=False, markup=False, soft_wrap=True)
 
 
 def _table(summary: dict[str, Any]) -> Any:

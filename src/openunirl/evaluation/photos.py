@@ -29,8 +29,9 @@ from openunirl.answer import Job, answer_jobs
 from openunirl.config import EvalConfig, ModelConfig
 from openunirl.distributed import Processes
 from openunirl.evaluation.files import write_summary
+from openunirl.evaluation.geneval import official_summary
 from openunirl.evaluation.image_folder import check_names, read_folder, unknown_name
-from openunirl.evaluation.images_command import score_folder
+from openunirl.evaluation.images_command import score_folder, show_official
 from openunirl.evaluation.journal import Rows, batches, complete
 from openunirl.evaluation.judges import JUDGES
 from openunirl.evaluation.llm_judge import ChatModel, judge_answers
@@ -160,7 +161,7 @@ def evaluate_photos(
         **about(command),
     )
     path = write_summary(output_dir, "evaluation", summary)
-    _show(summary, path)
+    _show(summary, official_summary(generated), path)
     return summary
 
 
@@ -283,7 +284,7 @@ def _reference_pictures(folder: Path, read: Sequence[Row], prompts: int) -> dict
     return {"folder": str(folder), "right": len(read), "of_evaluated_prompts": shown}
 
 
-def _show(summary: dict[str, Any], path: Path) -> None:
+def _show(summary: dict[str, Any], official: str, path: Path) -> None:
     console = Console()
     console.print(f"{summary['label']}; answers judged by {summary['answers_judged_by']}", highlight=False)
     console.print(summary_table(summary))
@@ -297,4 +298,5 @@ def _show(summary: dict[str, Any], path: Path) -> None:
         console.print(told, highlight=False, soft_wrap=True)
     elif not summary["understanding"]["n"]:
         console.print("understanding and the second imbalance rate want --references DIR", highlight=False)
+    show_official(console, official)
     console.print(f"written: {path}", soft_wrap=True)
