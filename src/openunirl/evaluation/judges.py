@@ -33,7 +33,8 @@ class NamedJudge:
     colors: tuple[str, ...]
     """Everything it can call a colour."""
     check: Callable[[], None]
-    """Reads names and configurations, before hours of work. Errors: as load's, as far as these tell."""
+    """Before hours of work: configurations, and of weight files whether they are whole, but no number of them. Errors:
+    as load's, but for weights that are not finite."""
     load: Callable[[Any], tuple[Judge, dict[str, str]]]
     """(device) -> the judge, and fingerprints of its weights. Errors: ValueError for weights that are not there,
     damaged, or of another network."""
