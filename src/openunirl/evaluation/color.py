@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers import AutoTokenizer, CLIPModel
 
-from openunirl.evaluation.weights import check_whole, full_precision, load_whole, pretrained, read_config
+from openunirl.evaluation.weights import full_precision, load_whole, pretrained, read_config
 from openunirl.tasks.geneval import COLORS
 from openunirl.types import Detection
 
@@ -72,8 +72,8 @@ def to_clip(pictures: Sequence[Image.Image]) -> torch.Tensor:
 
 
 def read_parts(weights: str) -> tuple[Any, Any]:
-    """The configuration and the tokenizer; of the network only whether all of it is there. Errors: ValueError for what
-    is no whole CLIP, and for a tokenizer that is damaged or of another network."""
+    """The configuration and the tokenizer, without the network. Errors: ValueError for what is no CLIP, and for a
+    tokenizer that is damaged or of another network."""
     config = read_config(weights, "clip")
     tokenizer = pretrained(AutoTokenizer, weights)
     known, wanted = len(tokenizer), config.text_config.vocab_size
@@ -83,7 +83,6 @@ def read_parts(weights: str) -> tuple[Any, Any]:
             "vocab.json and merges.txt, or tokenizer.json"
         )
     _check_words(tokenizer, weights)
-    check_whole(CLIPModel, weights)
     return config, tokenizer
 
 

@@ -67,11 +67,16 @@ def photo_judge(detector_weights: str, color_weights: str) -> NamedJudge:
     from openunirl.tasks.geneval import COLORS, GENEVAL_OBJECTS
 
     def check() -> None:
+        from transformers import CLIPModel
+
         from openunirl.evaluation.color import read_parts
-        from openunirl.evaluation.detectors import check_detector
+        from openunirl.evaluation.detectors import InstanceNet, check_detector
+        from openunirl.evaluation.weights import check_whole
 
         check_detector(detector_weights)
         read_parts(color_weights)
+        check_whole(InstanceNet, detector_weights)
+        check_whole(CLIPModel, color_weights)
 
     def load(device: Any) -> tuple[Judge, dict[str, str]]:
         from openunirl.evaluation.color import ClipColors

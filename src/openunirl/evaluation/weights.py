@@ -82,14 +82,21 @@ def check_files(kind: Any, weights: str) -> list[Path]:
 
 
 def check_whole(kind: type[PreTrainedModel], weights: str) -> None:
-    """Reads the names and shapes of a checkpoint's weights, in the way in which load_whole reads the weights.
+    """Reads the names and shapes of a checkpoint's weights, in the way in which load_whole reads the weights, and no
+    number. Errors: as load_whole's."""
+    _read(kind, weights, device_map="meta")
 
-    Errors: as check_files; and ValueError for weights that are missing or of another shape.
-    """
+
+def load_whole(kind: type[PreTrainedModel], weights: str) -> Any:
+    """The network in float32, for inference. Errors: ValueError as check_files; and where a weight is missing or has
+    another shape: transformers would draw it at random and say so in a log line."""
+    return _read(kind, weights, dtype=torch.float32).eval().requires_grad_(False)
+
+
+def _read(kind: type[PreTrainedModel], weights: str, **options: Any) -> Any:
     files = check_files(kind, weights)
-    options = {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with _without_reports():
-        _, told = pretrained(kind, weights, device_map="meta", **options)
+        net, told = pretrained(kind, weights, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     wrong = {name: f", which is {list(own)}, wanted {list(wanted)}" for name, own, wanted in told["mismatched_keys"]}
     absent = [*sorted(told["missing_keys"]), *sorted(wrong)]
     if absent:
@@ -98,6 +105,7 @@ def check_whole(kind: type[PreTrainedModel], weights: str) -> None:
             f"{where} lacks {len(absent)} weights of {kind.__name__}, such as {first}{wrong.get(first, '')}: take a "
             "whole checkpoint"
         )
+    return net
 
 
 @contextmanager
@@ -140,15 +148,3 @@ def read_config(weights: str, model_type: str) -> Any:
     if config.model_type != model_type:
         raise ValueError(f"{weights} is of the kind {config.model_type!r}, not {model_type!r}: take another checkpoint")
     return config
-
-
-def load_whole(kind: type[PreTrainedModel], weights: str) -> Any:
-    """The network in float32, for inference. Errors: ValueError where a weight is missing or has another shape:
-    transformers would draw it at random and say so in a log line."""
-    net, told = pretrained(kind, weights, dtype=torch.float32, output_loading_info=True)
-    absent = sorted(told["missing_keys"]) + sorted(str(key) for key in told["mismatched_keys"])
-    if absent:
-        raise ValueError(
-            f"{weights} lacks {len(absent)} weights of {kind.__name__}, such as {absent[0]}: take a whole checkpoint"
-        )
-    return net.eval().requires_grad_(False)
