@@ -151,6 +151,21 @@ def small_detector() -> ours.InstanceNet:
     return net
 
 
+class Blobs:
+    """Stands in for a network where only what follows it is compared: masks of every place and size, some empty, and
+    class probabilities from sure to undecided."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def __call__(self, pixels_13HW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        rng = np.random.default_rng([self.seed, *pixels_13HW.shape])  # the same for both ends
+        classes = torch.tensor(rng.normal(0, 2.5, (1, 100, 81)), dtype=torch.float32)
+        coarse = torch.tensor(rng.normal(-1.2, 1.5, (1, 100, 7, 7)), dtype=torch.float32)
+        size = [side // 4 for side in pixels_13HW.shape[2:]]
+        return classes, F.interpolate(coarse * 3, size, mode="bicubic", align_corners=False)
+
+
 def found_officially(post: Any, net: Any, pixels: torch.Tensor, image: np.ndarray) -> ours.Instances:
     """mmdet's simple_test of head and fusion head, with its own instance_postprocess; sorted as GenEval needs it."""
     class_BQC, mask_BQhw = net(pixels[None])
@@ -311,8 +326,9 @@ def detector(table: Table, args: argparse.Namespace, seen: list[tuple[np.ndarray
     mask2bbox = official(args.official, "mmdet", "mask2bbox", torch=torch)
     process = official(args.official, "mmdet", "instance_postprocess", mask2bbox=mask2bbox, **names)
     heads = SimpleNamespace(test_cfg={"max_per_image": 100}, num_classes=80, num_things_classes=80)
-    net = ours.Mask2FormerDetector(args.detector_weights).net if args.detector_weights else small_detector()
-    for what, alike in (("detector output, mmdet, equal input", True), ("both ends of the detector", False)):
+    network = ours.Mask2FormerDetector(args.detector_weights).net if args.detector_weights else small_detector()
+    comparisons = (("detector output, mmdet, equal input", Blobs(args.seed), True), ("both ends of it", network, False))
+    for what, net, alike in comparisons:
         parts: dict[str, list[np.ndarray]] = {"scores": [], "boxes": [], "masks": []}
         lost, all_of, flips, asked = 0, 0, 0, 0
         for (image, _), (mine, theirs, _) in zip(seen, pairs, strict=True):
