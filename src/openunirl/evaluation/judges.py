@@ -6,6 +6,8 @@ To add a judge: one function, one line in JUDGES, and its name among the detecto
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +40,11 @@ class NamedJudge:
     load: Callable[[Any], tuple[Judge, dict[str, str]]]
     """(device) -> the judge, and fingerprints of its weights. Errors: ValueError for weights that are not there,
     damaged, or of another network."""
+
+
+def loaded_once(named: NamedJudge) -> NamedJudge:
+    """The same judge, whose networks stay in memory with it after the first load."""
+    return dataclasses.replace(named, load=functools.cache(named.load))
 
 
 class PhotoJudge:

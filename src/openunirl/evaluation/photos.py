@@ -33,7 +33,7 @@ from openunirl.evaluation.geneval import official_summary
 from openunirl.evaluation.image_folder import check_names, read_folder, unknown_name
 from openunirl.evaluation.images_command import score_folder, show_official
 from openunirl.evaluation.journal import Rows, batches, complete
-from openunirl.evaluation.judges import JUDGES
+from openunirl.evaluation.judges import JUDGES, loaded_once
 from openunirl.evaluation.llm_judge import ChatModel, judge_answers
 from openunirl.evaluation.no_score import no_answers
 from openunirl.evaluation.output_folder import OutputFolder
@@ -124,10 +124,12 @@ def evaluate_photos(
     options = {"num_images": config.num_images, "seed": seed, "batch_size": config.batch_size}
     draw_missing(adapter, drawing["prompts"], pictures, sampling=config.sampling, **options, **share)
     processes.wait()
-    judge = {"detector_weights": detector_weights, "color_weights": color_weights, "command": command, "show": False}
-    scored = score_folder(pictures, output_dir=output_dir / "scores", **judge)
+    judged: dict[str, Any] = {"detector_weights": detector_weights, "color_weights": color_weights, "command": command}
+    judged["judge"] = loaded_once(JUDGES[_DETECTOR](detector_weights, color_weights))
+    scored = score_folder(pictures, output_dir=output_dir / "scores", show=False, **judged)
     if references is not None:
-        score_folder(references, output_dir=output_dir / "reference-scores", partial=True, **judge)
+        score_folder(references, output_dir=output_dir / "reference-scores", partial=True, show=False, **judged)
+    del judged  # and the networks with it
     processes.wait()
     own = asked_about(output_dir / "scores", pictures, prompts)
     right = [] if references is None else right_references(output_dir / "reference-scores", references, prompts)
