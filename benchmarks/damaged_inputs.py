@@ -33,7 +33,8 @@ from safetensors.torch import save_file
 from openunirl.cli import read_config
 from openunirl.config import to_dict
 from openunirl.evaluation.image_folder import decode, read_folder
-from openunirl.evaluation.image_scores import check_moved, mend, rows_of, score_pictures
+from openunirl.evaluation.image_scores import check_moved, rows_of, score_pictures
+from openunirl.evaluation.journal import mend
 from openunirl.evaluation.llm_judge import read_replies, verdict_of
 from openunirl.evaluation.photos import read_answers
 from openunirl.flags import UsageError

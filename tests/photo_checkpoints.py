@@ -1,14 +1,16 @@
 """Small random Mask2Former, CLIP and chat checkpoints in transformers' layout; real class counts and file names."""
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
     CLIPConfig,
     CLIPModel,
@@ -24,7 +26,7 @@ from transformers import (
 from openunirl.evaluation.detectors import InstanceNet
 from openunirl.models.janus import Janus
 from openunirl.models.showo import Showo
-from openunirl.tasks.geneval import GENEVAL_OBJECTS
+from openunirl.tasks.geneval import COLORS, GENEVAL_OBJECTS, evaluation_prompts
 from openunirl.types import AnswerRollout
 
 HUB_NAMES = {3: "motorbike", 4: "aeroplane", 57: "sofa", 58: "pottedplant", 60: "diningtable", 62: "tvmonitor"}
@@ -73,10 +75,34 @@ def save_mask2former(folder: Path, *, classes: int = 80, seed: int = 0, scale: f
     return folder
 
 
-def save_clip(folder: Path, *, seed: int = 0, side: int = 32, words: Sequence[str] = ()) -> Path:
-    """Random weights and a byte-level CLIP tokenizer (vocab.json, merges.txt) whose only merges make `words`."""
+@cache
+def _english() -> list[tuple[str, str]]:
+    """Merges that make whole words of GenEval's texts."""
+    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    texts = [prompt.prompt.lower() for prompt in evaluation_prompts()]
+    texts += [f"a photo of a {color}-colored object" for color in COLORS] * 3
+    alphabet = [chr(c) for c in range(ord("!"), ord("~") + 1)]
+    trainer = trainers.BpeTrainer(vocab_size=4000, end_of_word_suffix="</w>", initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(texts, trainer)
+    return [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
+
+
+def save_clip(
+    folder: Path,
+    *,
+    seed: int = 0,
+    side: int = 32,
+    patch: int = 16,
+    words: Sequence[str] = (),
+    entries: int | None = None,
+) -> Path:
+    """Random weights and a byte-level CLIP tokenizer (vocab.json, merges.txt) whose only merges make `words`; or,
+    where the vocabulary has to hold so many `entries`, GenEval's words and then what no English text has."""
     folder.mkdir(parents=True, exist_ok=True)
     letters = [chr(c) for c in range(ord("!"), ord("~") + 1)]
+    rare = [chr(c) for c in (*range(0xA1, 0xAD), *range(0xAE, 0x100), *range(0x100, 0x144))] if entries else []
+    letters += rare
     tokens, merges = [*letters, *(f"{letter}</w>" for letter in letters)], ["#version: 0.2"]
     for word in words:
         parts = [*word[:-1], f"{word[-1]}</w>"]
@@ -84,6 +110,14 @@ def save_clip(folder: Path, *, seed: int = 0, side: int = 32, words: Sequence[st
             left = "".join(parts[:end])
             merges.append(f"{left} {parts[end]}")
             tokens.append(left + parts[end])
+    for first, second in _english() if entries else ():
+        merges.append(f"{first} {second}")
+        tokens.append(first + second)
+    for first, second in itertools.product(rare, [*rare, *(f"{letter}</w>" for letter in rare)]):
+        if entries is None or len(tokens) == entries - 2:
+            break
+        merges.append(f"{first} {second}")
+        tokens.append(first + second)
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
     (folder / "merges.txt").write_text("".join(f"{merge}\n" for merge in merges))
@@ -91,13 +125,15 @@ def save_clip(folder: Path, *, seed: int = 0, side: int = 32, words: Sequence[st
         json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": 77})
     )
     torch.manual_seed(seed)
+    ids = (len(tokens) - 2, len(tokens) - 1, len(tokens) - 1)
+    begin, end, pad = (0, 2, 1) if entries else ids  # the published configuration's are not its tokenizer's
     text = CLIPTextConfig(
         vocab_size=len(tokens), hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        projection_dim=16, bos_token_id=len(tokens) - 2, eos_token_id=len(tokens) - 1, pad_token_id=len(tokens) - 1,
+        projection_dim=16, bos_token_id=begin, eos_token_id=end, pad_token_id=pad, max_position_embeddings=77,
     )  # fmt: skip
     vision = CLIPVisionConfig(
         hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=side,
-        patch_size=16, projection_dim=16,
+        patch_size=patch, projection_dim=16,
     )  # fmt: skip
     config = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=16)
     net = CLIPModel(config)

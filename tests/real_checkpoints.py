@@ -87,17 +87,17 @@ def save_magvit(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-def save_janus(folder: Path, *, seed: int = 0, tagged: bool = True) -> Path:
-    """deepseek-ai/Janus-Pro-1B, or, without tokens for roles (`tagged`), deepseek-ai/Janus-1.3B: 102400
-    rows, 16384 codes of 8 dimensions, 384 pixels, 576 tokens, two shards."""
+def save_janus(folder: Path, *, seed: int = 0, tagged: bool = True, width: int = 16, layers: int = 2) -> Path:
+    """deepseek-ai/Janus-Pro-1B (or, wider and deeper, -7B), or, without tokens for roles (`tagged`),
+    deepseek-ai/Janus-1.3B: 102400 rows, 16384 codes of 8 dimensions, 384 pixels, 576 tokens, two shards."""
     folder.mkdir(parents=True)
     torch.manual_seed(seed)
-    text = {"model_type": "llama", "vocab_size": JANUS_ROWS, "hidden_size": 16, "intermediate_size": 32}
-    text |= {"num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 16384}
+    text = {"model_type": "llama", "vocab_size": JANUS_ROWS, "hidden_size": width, "intermediate_size": 2 * width}
+    text |= {"num_hidden_layers": layers, "num_attention_heads": 2, "max_position_embeddings": 16384}
     vision = {"image_size": 384, "patch_size": 16, "num_image_tokens": 576, "hidden_size": 16, "mlp_ratio": 2}
-    vision |= {"num_hidden_layers": 1, "num_attention_heads": 2, "projection_dim": 16}
+    vision |= {"num_hidden_layers": 1, "num_attention_heads": 2, "projection_dim": width}
     vq = {"embed_dim": 8, "num_embeddings": 16384, "latent_channels": 32, "base_channels": 32, "num_res_blocks": 1}
-    vq |= {"channel_multiplier": [1, 1, 1, 1, 1], "projection_dim": 16, "image_token_embed_dim": 16}
+    vq |= {"channel_multiplier": [1, 1, 1, 1, 1], "projection_dim": width, "image_token_embed_dim": width}
     config = JanusConfig(text_config=text, vision_config=vision, vq_config=vq, tie_word_embeddings=False)
     network = JanusForConditionalGeneration(config)
     state = janus_layout.to_official(_shaken(network))

@@ -149,7 +149,8 @@ def test_evaluate(handlers, tmp_path):
     assert config == dataclasses.replace(
         base, split="validation", num_prompts=6, sampling=dataclasses.replace(base.sampling, guidance_scale=2.0)
     )
-    assert rest == {"world": "shapes", "seed": 4, "output_dir": tmp_path, "dtype": "float32"}
+    command = f"openunirl evaluate tiny-showo {flags}"
+    assert rest == {"world": "shapes", "seed": 4, "output_dir": tmp_path, "dtype": "float32", "command": command}
 
 
 @pytest.mark.parametrize("weights", ["someone/model", "./made", "/some/where"])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from openunirl.cli import main
+from openunirl.evaluation.geneval import official_summary
 from openunirl.evaluation.image_folder import digest
 from openunirl.evaluation.llm_judge import ChatModel
 from openunirl.models.showo import Showo
@@ -112,6 +113,7 @@ def test_both_tasks_and_their_imbalance(call, base, tmp_path, capsys):
         assert words in printed
     summary = json.loads((out / "evaluation.json").read_text())
     own, read = (read_jsonl(out / "evaluation" / name) for name in ("results.jsonl", "references.jsonl"))
+    assert f"As summary_scores.py prints it:\n\n{official_summary(own)}" in printed
     assert len(own) == summary["geneval"]["n"] == 6 and summary["geneval"]["overall"] == pytest.approx(1 / 3)
     assert [row["filename"] for row in read] == ["00000/samples/0000.png", "00000/samples/0001.png"]
     assert {row["question"] for row in read} == {QUESTION["question"]}

@@ -2,12 +2,14 @@
 and commands that a user of the real ones would type."""
 
 import json
+import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import JanusForConditionalGeneration
+from transformers import CLIPConfig, JanusForConditionalGeneration
 
 from openunirl.cli import main
 from openunirl.config import ModelConfig, PhotosConfig
@@ -19,11 +21,25 @@ from openunirl.validate import check
 from photo_checkpoints import name_answers, save_clip, save_mask2former
 from real_checkpoints import save_janus, save_magvit, save_phi_tokenizer, save_showo
 
-NAMES = ("handbag", "bench")  # the first is what the random detector finds
+FOUND = "handbag"  # what the random detector finds in every picture
+A = {"class": FOUND, "count": 1}
 RECORDS = [
-    {"tag": "single_object", "include": [{"class": name, "count": 1}], "prompt": f"a photo of {words} {name}"}
-    for name, words in zip(NAMES, ("a", "the"), strict=True)
+    {"tag": "single_object", "include": [A], "prompt": "a photo of a handbag"},
+    {"tag": "colors", "include": [A | {"color": "red"}], "prompt": "a photo of a red handbag"},
+    {
+        "tag": "counting",
+        "include": [A | {"count": 2}],
+        "exclude": [A | {"count": 3}],
+        "prompt": "a photo of two handbags",
+    },
+    {"tag": "position", "include": [A, A | {"position": ["left of", 0]}], "prompt": "a photo of a handbag left of it"},
 ]
+REASONS = {
+    "colors": r"expected red handbag>=1, found 0 red; and \d (?!red)\w+",  # unless its color is red
+    "counting": r"expected handbag(>=2, found [01]|<3, found \d+)",  # at its own threshold, 0.9
+    "position": r"expected handbag left of target, found [\w ]*target",  # it is not left of itself
+}
+"""Why a picture is wrong, where the task type's own rule says so."""
 
 
 SMALL = ("--rollout.num-generations", 2, "--optim.gradient-accumulation-steps", 1)
@@ -48,7 +64,10 @@ def parts(tmp_path_factory):
     save_phi_tokenizer(place / "phi-1_5")
     save_magvit(place / "magvitv2")
     save_mask2former(place / "mask2former")
-    save_clip(place / "clip")
+    save_clip(place / "clip", side=224, patch=14, entries=49_408)
+    read = CLIPConfig.from_pretrained(place / "clip")
+    sizes = (read.text_config.vocab_size, read.text_config.max_position_embeddings)
+    assert (*sizes, read.vision_config.image_size, read.vision_config.patch_size) == (49_408, 77, 224, 14)
     write_jsonl(place / "prompts.jsonl", RECORDS)
     return place
 
@@ -71,16 +90,14 @@ class Chain:
     timesteps: int = 0
     """0: the family has none."""
     layouts: tuple = ()
-    """The layouts that the GRPO checkpoint is converted to, one after the other."""
+    """The layouts that a checkpoint is converted to, one after the other."""
+    short: bool = False
+    """Without the SFT preset, the evaluation of the base and what compares them: others have run these."""
     evaluated: bool = False
     """Whether the GRPO run evaluates itself, on one prompt."""
 
     def steps(self, section):
         return [f"--{section}.num-timesteps", self.timesteps] if self.timesteps else []
-
-    @property
-    def exported(self):
-        return f"grpo/{self.layouts[-1]}"
 
     def training(self, out, parts, method):
         """Two steps, the second one resumed. GRPO is rewarded and judged by the detector, too."""
@@ -108,42 +125,67 @@ class Chain:
 
 
 def same_weights(a, b, family):
+    """The state of the network, which is equal in both."""
     was, again = load_model(str(a)), load_model(ModelConfig(weights=str(b), family=family))
-    for (key, x), (_, y) in zip(was.net.named_parameters(), again.net.named_parameters(), strict=True):
-        assert torch.equal(x, y), key
+    for of in ("net", "image_tokenizer"):
+        pairs = (getattr(each, of).state_dict() for each in (was, again))
+        for (key, x), (name, y) in zip(*(state.items() for state in pairs), strict=True):
+            assert key == name and torch.equal(x, y), key
+    return was.net.state_dict()
+
+
+def exported(checkpoint, out, chain):
+    """In the layouts of the chain, one after the other; the last one's folder."""
+    source = checkpoint
+    for layout in chain.layouts:
+        run("convert", source, out / layout, "--layout", layout)
+        source = out / layout
+    return source
 
 
 def pipeline(tmp_path, parts, chain):
     """train (two GRPO and two SFT steps) -> resume -> export -> generate -> evaluate -> report."""
     family = PUBLISHED[chain.name].model.family
-    grpo = source = chain.training(tmp_path / "grpo", parts, "grpo")
-    for layout in chain.layouts:
-        run("convert", source, tmp_path / "grpo" / layout, "--layout", layout)
-        source = tmp_path / "grpo" / layout
-    same_weights(grpo, source, family)
-    sft = chain.training(tmp_path / "sft", parts, "sft")
-    same_weights(sft, sft, family)
+    grpo = chain.training(tmp_path / "grpo", parts, "grpo")
+    source = exported(grpo, tmp_path / "grpo", chain)
+    learned = same_weights(grpo, source, family)
+    scored = {"grpo-scores": source}
+    if not chain.short:
+        scored["sft-scores"] = sft = chain.training(tmp_path / "sft", parts, "sft")
+        other = same_weights(sft, exported(sft, tmp_path / "sft", chain), family)
+        assert any(not torch.equal(learned[key], other[key]) for key in learned), "one run's weights, compared twice"
     drawn = ["--prompts", "a photo of a bench", "--num-images", 1, "--output-dir", tmp_path / "drawn"]
     run("generate", source, "--settings", chain.name, *chain.steps("sampling"), *drawn)
     assert (tmp_path / "drawn/00000/samples/0000.png").is_file()
     common = ["--settings", chain.name, "--prompt-file", parts / "prompts.jsonl", "--num-images", 1]
     common += ["--max-new-tokens", 3, *chain.steps("sampling"), "--detector-weights", parts / "mask2former"]
     common += ["--color-weights", parts / "clip"]
-    run("evaluate", chain.weights, *chain.model, *common, "--output-dir", tmp_path / "base")
-    folders = [tmp_path / "base"]
-    for name, weights in (("grpo-scores", source), ("sft-scores", sft)):
-        folders.append(tmp_path / name)
-        told = ["--references", tmp_path / "base" / "evaluation", "--output-dir", folders[-1]]
-        run("evaluate", weights, *common, *told)
+    folders, references = [tmp_path / name for name in scored], []
+    if not chain.short:
+        run("evaluate", chain.weights, *chain.model, *common, "--output-dir", tmp_path / "base")
+        folders = [tmp_path / "base", *folders]
+        for number in ("00000", "00003"):  # a right one and a wrong one
+            shutil.copytree(tmp_path / "base" / "evaluation" / number, tmp_path / "references" / number)
+        references = ["--references", tmp_path / "references"]
+    for name, weights in scored.items():
+        run("evaluate", weights, *common, *references, "--output-dir", tmp_path / name)
     told = [json.loads((folder / "evaluation.json").read_text()) for folder in folders]
     for summary in told:
-        assert summary["geneval"]["n"] == len(NAMES) and 0 < summary["geneval"]["overall"] < 1
-    assert told[0]["understanding"]["n"] == 0 and all(summary["understanding"]["n"] > 0 for summary in told[1:])
+        assert summary["geneval"]["n"] == len(RECORDS) and 0 < summary["geneval"]["overall"] < 1
+    for folder in folders:
+        judged = read_jsonl(folder / "evaluation" / "results.jsonl")
+        assert judged[0]["correct"] and json.loads(judged[0]["details"])[FOUND]
+        for row in judged[1:]:
+            assert row["correct"] or re.search(REASONS[row["tag"]], row["reason"]), row
+        assert not judged[-1]["correct"]
+    run("report", tmp_path / "grpo")
+    if chain.short:
+        return
+    assert told[0]["understanding"]["n"] == 0 and all(summary["understanding"]["n"] == 1 for summary in told[1:])
     assert told[1]["imbalance"]["own_images"].keys() == told[1]["imbalance"]["reference_images"].keys()
     page = tmp_path / "comparison.html"
     run("report", *folders, "--output", page)
-    assert "grpo-scores" in page.read_text() and page.read_text().count("<img") == len(NAMES) * len(folders)
-    run("report", tmp_path / "grpo")
+    assert "grpo-scores" in page.read_text() and page.read_text().count("<img") == len(RECORDS) * len(folders)
     run("report", tmp_path / "grpo", tmp_path / "sft", "--output", page)
     assert "grpo" in page.read_text() and "<svg" in page.read_text()
 
@@ -166,15 +208,19 @@ def test_showo(tmp_path, parts, name, tokens):
     )
 
 
-@pytest.mark.parametrize(("name", "start"), [("janus-pro-1b", "official"), ("janus-1.3b", "hf")])
+@pytest.mark.parametrize(
+    ("name", "start"), [("janus-pro-7b", "official"), ("janus-pro-1b", "hf"), ("janus-1.3b", "hf")]
+)
 def test_janus(tmp_path, parts, name, start):
     """From both layouts. What training saves is in transformers' layout already."""
-    weights = save_janus(tmp_path / "weights", tagged=name != "janus-1.3b")
+    sizes = {"width": 24, "layers": 2} if name == "janus-pro-7b" else {"width": 16, "layers": 1}
+    weights = save_janus(tmp_path / "weights", tagged=name != "janus-1.3b", **sizes)
     if start == "hf":
         run("convert", weights, tmp_path / "hf", "--layout", "hf")
         JanusForConditionalGeneration.from_pretrained(tmp_path / "hf")
         weights = tmp_path / "hf"
-    pipeline(tmp_path, parts, Chain(name=name, weights=weights, train=SMALL, layouts=("official",)))
+    chain = Chain(name=name, weights=weights, train=SMALL, layouts=("official",), short=name == "janus-pro-1b")
+    pipeline(tmp_path, parts, chain)
 
 
 # ------------------------------------------------------------------------------------------------- presets

@@ -160,8 +160,15 @@ def evaluate(argv: list[str]) -> None:
         return
     from openunirl.evaluation.run_command import evaluate_command
 
-    out = Path(args.output_dir)
-    evaluate_command(args.model, args.eval, world="shapes", seed=args.seed, output_dir=out, dtype=args.dtype)
+    evaluate_command(
+        args.model,
+        args.eval,
+        world="shapes",
+        seed=args.seed,
+        output_dir=Path(args.output_dir),
+        dtype=args.dtype,
+        command=shlex.join([*prog.split(), *argv]),
+    )
 
 
 _OF_PHOTOGRAPHS = ("prompt-file", "references", "detector-weights", "color-weights", "llm-judge", "llm-cache")

@@ -15,22 +15,20 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from openunirl.config import ModelConfig
-from openunirl.disk import PARTIAL, is_occupied, naming, remove
+from openunirl.disk import is_occupied
 from openunirl.draws import key
 from openunirl.evaluation.files import write_summary
+from openunirl.evaluation.kept import place_of, write_picture
 from openunirl.evaluation.run import to_uint8
 from openunirl.models.protocol import UnifiedModel, load_model
 from openunirl.provenance import about
@@ -127,7 +125,7 @@ def draw_missing(
 ) -> None:
     """Draws the pictures that are not there; of several processes each takes its share, and the first shows its own."""
     jobs = [(i, k) for i in range(len(records)) for k in range(num_images)][rank::processes]
-    missing = [job for job in jobs if not _place(folder, *job).exists()]
+    missing = [job for job in jobs if not place_of(folder, *job).exists()]
     console = Console(stderr=True)
     with progress_bar(console, disable=rank > 0) as progress:
         bar = progress.add_task(f"drawing{share_of(processes)}", total=len(jobs), completed=len(jobs) - len(missing))
@@ -136,27 +134,10 @@ def draw_missing(
             seeds_B = key(seed, torch.tensor([i for i, _ in part]), torch.tensor([k for _, k in part]))
             drawn = model.sample_images([records[i]["prompt"] for i, _ in part], seeds_B, sampling)
             for job, picture_HWC in zip(part, to_uint8(model.decode(drawn.images)), strict=True):
-                _write_picture(_place(folder, *job), picture_HWC)
+                write_picture(place_of(folder, *job), picture_HWC)
             progress.advance(bar, len(part))
     if rank == 0:
         console.print(f"{len(missing)} pictures drawn, {len(jobs) - len(missing)} were there before", highlight=False)
-
-
-def _place(folder: Path, index: int, sample: int) -> Path:
-    return folder / f"{index:05d}" / "samples" / f"{sample:04d}.png"
-
-
-def _write_picture(path: Path, picture_HWC: np.ndarray) -> None:
-    """Atomically; the unfinished file's name is no picture's to GenEval's tools."""
-    partial = path.with_name(f".{path.name}{PARTIAL}")
-    try:
-        with naming(path, instead_of=partial), open(partial, "wb") as file:
-            Image.fromarray(picture_HWC).save(file, format="PNG")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        remove(partial)
 
 
 # ----------------------------------------------------------------------------------------------- prompt files

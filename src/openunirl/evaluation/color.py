@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers import AutoTokenizer, CLIPModel
 
-from openunirl.evaluation.detectors import full_precision, load_whole, pretrained, read_config
+from openunirl.evaluation.weights import full_precision, load_whole, pretrained, read_config
 from openunirl.tasks.geneval import COLORS
 from openunirl.types import Detection
 

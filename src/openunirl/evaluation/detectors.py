@@ -22,19 +22,17 @@ that have one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoConfig, Mask2FormerConfig, Mask2FormerModel, PreTrainedModel
+from transformers import Mask2FormerConfig, Mask2FormerModel
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerPreTrainedModel
 
+from openunirl.evaluation.weights import full_precision, load_whole, read_config
 from openunirl.tasks.geneval import GENEVAL_OBJECTS
 from openunirl.types import Detection
 
@@ -232,49 +230,3 @@ def by_class(told: Instances) -> dict[str, list[Detection]]:
         detection = Detection(box=(x0, y0, x1, y1), score=float(score), mask=told.masks_UHW[mask])
         found.setdefault(GENEVAL_OBJECTS[index], []).append(detection)
     return found
-
-
-# ---------------------------------------------------------------------------------- shared with the colour classifier
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """float32 without TF32, whose rounding flips verdicts near a threshold between one GPU and the next."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-def pretrained(kind: Any, weights: str, **options: Any) -> Any:
-    """kind.from_pretrained. Errors: ValueError, in one line, for what is neither there nor reachable nor readable."""
-    try:
-        return kind.from_pretrained(weights, **options)
-    except Exception as error:  # damaged files and a missing network raise many kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        place = "it is a folder, so look at its files" if Path(weights).is_dir() else "give a folder, or a hub id"
-        raise ValueError(f"{weights} cannot be read as {kind.__name__} ({place}): {reason}") from None
-
-
-def read_config(weights: str, model_type: str) -> Any:
-    """The checkpoint's configuration. Errors: ValueError for another kind of network, of which transformers would make
-    one with random weights."""
-    config = pretrained(AutoConfig, weights)
-    if config.model_type != model_type:
-        raise ValueError(f"{weights} is of the kind {config.model_type!r}, not {model_type!r}: take another checkpoint")
-    return config
-
-
-def load_whole(kind: type[PreTrainedModel], weights: str) -> Any:
-    """The network in float32, for inference. Errors: ValueError where a weight is missing or has another shape:
-    transformers would draw it at random and say so in a log line."""
-    net, told = pretrained(kind, weights, dtype=torch.float32, output_loading_info=True)
-    absent = sorted(told["missing_keys"]) + sorted(str(key) for key in told["mismatched_keys"])
-    if absent:
-        raise ValueError(
-            f"{weights} lacks {len(absent)} weights of {kind.__name__}, such as {absent[0]}: take a whole checkpoint"
-        )
-    return net.eval().requires_grad_(False)

@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 from openunirl.disk import remove, whole
+from openunirl.evaluation.kept import place_of
 from openunirl.evaluation.run import Evaluation
 from openunirl.tasks.records import write_jsonl
 from openunirl.types import Prompt
@@ -34,17 +35,23 @@ def write_evaluation(folder: Path, name: str, evaluation: Evaluation, prompts: S
 
 def write_pictures(folder: Path, name: str, evaluation: Evaluation, prompts: Sequence[Prompt]) -> None:
     """The folder NAME alone, whole or not at all."""
-    rows: list[dict[str, Any]] = []
     with whole(folder / name) as partial:
         for row, picture in zip(evaluation.generated, evaluation.pictures, strict=True):
-            place = Path(f"{row['index']:05d}") / "samples" / f"{row['sample']:04d}.png"
-            (partial / place).parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture).save(partial / place)
-            rows.append({"filename": place.as_posix(), **row})
+            place = place_of(partial, row["index"], row["sample"])
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(place)
         for index, prompt in enumerate(prompts):
             write_jsonl(partial / f"{index:05d}" / "metadata.jsonl", [prompt.metadata()])
-        write_jsonl(partial / "results.jsonl", rows)
-        write_jsonl(partial / "references.jsonl", evaluation.references)
+        write_rows(partial, evaluation)
+
+
+def write_rows(folder: Path, evaluation: Evaluation) -> None:
+    """results.jsonl and references.jsonl, beside the pictures; each whole or not at all."""
+    own = [
+        {"filename": place_of(Path(), row["index"], row["sample"]).as_posix(), **row} for row in evaluation.generated
+    ]
+    write_jsonl(folder / "results.jsonl", own)
+    write_jsonl(folder / "references.jsonl", evaluation.references)
 
 
 def write_summary(folder: Path, name: str, summary: dict[str, Any]) -> Path:

@@ -17,9 +17,8 @@ object is ever found, or all pictures are the same, scores 0 without a word; her
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -27,9 +26,9 @@ from typing import Any
 
 import numpy as np
 
-from openunirl.disk import naming
 from openunirl.evaluation.geneval import OFFICIAL, score, summarize
 from openunirl.evaluation.image_folder import Picture, digest, read_picture
+from openunirl.evaluation.journal import append_rows, mend
 from openunirl.evaluation.no_score import nothing_right
 from openunirl.tasks.geneval import evaluation_prompts
 from openunirl.tasks.records import read_jsonl, write_jsonl
@@ -113,23 +112,6 @@ def _score_part(judge: Judge, part: Sequence[Picture], loaded: Sequence[Read]) -
 def journal(folder: Path, rank: int) -> Path:
     """The file that the process `rank` adds its rows to."""
     return folder / "journal" / f"process-{rank:04d}.jsonl"
-
-
-def append_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Adds rows; a kill leaves whole lines and at most one half-written one."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with naming(file), open(file, "a", encoding="ascii", newline="\n") as opened:
-        opened.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-        opened.flush()
-        os.fsync(opened.fileno())
-
-
-def mend(files: Iterable[Path]) -> None:
-    """Cuts off the half-written last lines that a kill may leave."""
-    for file in files:
-        content = file.read_bytes()
-        if not content.endswith(b"\n"):
-            os.truncate(file, content.rfind(b"\n") + 1)
 
 
 def take_up(folder: Path, pictures: Sequence[Picture]) -> None:

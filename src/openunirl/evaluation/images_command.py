@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from openunirl.config import META_DETECTOR, OPENAI_CLIP
-from openunirl.evaluation.judges import JUDGES
+from openunirl.evaluation.judges import JUDGES, NamedJudge
 from openunirl.flags import UsageError, given, parse
 
 if TYPE_CHECKING:
@@ -87,9 +87,10 @@ def score_folder(
     batch_size: int | None = None,
     command: str = "",
     show: bool = True,
+    judge: NamedJudge | None = None,
 ) -> dict[str, Any] | None:
     """Scores what `output_dir` lacks of the pictures in `images`; returns the summary (None in all processes but the
-    main one). `show` prints the table.
+    main one). `show` prints the table; `judge` is that of `detector` and its weights, where the caller has it.
 
     Both folders may have been moved since an earlier call: pictures are known by their name within `images` and their
     content, weights by their fingerprint.
@@ -122,14 +123,14 @@ def score_folder(
     if known.exists() and processes.is_main:  # if this call ends in an error, no summary of before must outlive it
         (output_dir / "evaluation.json").unlink(missing_ok=True)
     pictures = read_folder(images, prompt_file=prompt_file, partial=partial)
-    named = JUDGES[detector](detector_weights, color_weights)
+    named = judge or JUDGES[detector](detector_weights, color_weights)
     check_names(pictures, named.classes, named.colors, detector)
     if all_equal(pictures):
         raise ValueError(
             f"all {len(pictures)} pictures in {images} are equal, so there is no score: the model, its decoder or a "
             "safety filter gave the same picture for every prompt (look at one)"
         )
-    judge, fingerprints = named.load(processes.device)
+    scorer, fingerprints = named.load(processes.device)
     settings |= fingerprints
     names = {"images": str(images.resolve())}  # for the reader: what these hold is compared, not where they are
     if fingerprints:
@@ -144,7 +145,7 @@ def score_folder(
     done = journal_rows(output_dir)
     missing = [picture for picture in pictures if picture.name not in done]
     processes.wait()  # all have read the journal before any adds to it
-    _score_share(judge, missing, output_dir, processes, batch_size, len(pictures))
+    _score_share(scorer, missing, output_dir, processes, batch_size, len(pictures))
     processes.wait()
     if not processes.is_main:
         return None
@@ -220,8 +221,7 @@ def _conclude(
         return summary
     console = Console()
     console.print(_table(summary))
-    console.print("As summary_scores.py prints it:\n")
-    console.print(official_summary(results), highlight=False, markup=False, soft_wrap=True)
+    show_official(console, official_summary(results))
     if summary["distinct_pictures"] < len(results):
         repeated = len(results) - summary["distinct_pictures"]
         console.print(f"{repeated} pictures are exact copies of others: were their seeds the same?")
@@ -231,6 +231,12 @@ def _conclude(
         f"{len(results) - before} pictures scored, {before} were scored before; written: {path}", soft_wrap=True
     )
     return summary
+
+
+def show_official(console: Any, summary: str) -> None:
+    """geneval.official_summary on the terminal."""
+    console.print("As summary_scores.py prints it:\n")
+    console.print(summary, highlight=False, markup=False, soft_wrap=True)
 
 
 def _table(summary: dict[str, Any]) -> Any:

@@ -6,6 +6,8 @@ To add a judge: one function, one line in JUDGES, and its name among the detecto
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,10 +35,16 @@ class NamedJudge:
     colors: tuple[str, ...]
     """Everything it can call a colour."""
     check: Callable[[], None]
-    """Reads names and configurations, before hours of work. Errors: as load's, as far as these tell."""
+    """Before hours of work: configurations, and of weight files whether they are whole, but no number of them. Errors:
+    as load's, but for weights that are not finite."""
     load: Callable[[Any], tuple[Judge, dict[str, str]]]
     """(device) -> the judge, and fingerprints of its weights. Errors: ValueError for weights that are not there,
     damaged, or of another network."""
+
+
+def loaded_once(named: NamedJudge) -> NamedJudge:
+    """The same judge, whose networks stay in memory with it after the first load."""
+    return dataclasses.replace(named, load=functools.cache(named.load))
 
 
 class PhotoJudge:
@@ -66,11 +74,16 @@ def photo_judge(detector_weights: str, color_weights: str) -> NamedJudge:
     from openunirl.tasks.geneval import COLORS, GENEVAL_OBJECTS
 
     def check() -> None:
+        from transformers import CLIPModel
+
         from openunirl.evaluation.color import read_parts
-        from openunirl.evaluation.detectors import check_detector
+        from openunirl.evaluation.detectors import InstanceNet, check_detector
+        from openunirl.evaluation.weights import check_whole
 
         check_detector(detector_weights)
         read_parts(color_weights)
+        check_whole(InstanceNet, detector_weights)
+        check_whole(CLIPModel, color_weights)
 
     def load(device: Any) -> tuple[Judge, dict[str, str]]:
         from openunirl.evaluation.color import ClipColors

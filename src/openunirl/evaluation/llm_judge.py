@@ -27,8 +27,8 @@ from huggingface_hub import snapshot_download
 from rich.console import Console
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from openunirl.evaluation.detectors import pretrained
-from openunirl.evaluation.image_scores import append_rows, mend
+from openunirl.evaluation.journal import append_rows, mend
+from openunirl.evaluation.weights import check_files, pretrained
 from openunirl.generate import progress_bar
 from openunirl.models.checkpoints import weight_files
 from openunirl.tasks.records import read_jsonl
@@ -64,7 +64,8 @@ class ChatModel:
     """Example: ChatModel("Qwen/Qwen2.5-7B-Instruct", "cuda").replies(["Say yes"]) -> ["Yes."]"""
 
     def __init__(self, weights: str, device: torch.device | str = "cpu"):
-        """Reads the configuration and the tokenizer. Errors: ValueError for what is no chat model."""
+        """Reads the configuration and the tokenizer, and whether a folder's weight files are whole. Errors: ValueError
+        for what is no chat model."""
         self.weights, self.device = weights, torch.device(device)
         self.dtype = "float32" if self.device.type == "cpu" else "auto"
         pretrained(AutoConfig, weights)
@@ -73,6 +74,7 @@ class ChatModel:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         if self.tokenizer.pad_token is None:
             raise ValueError(f"{weights}: the tokenizer has neither a pad nor an end token, so it is no chat model's")
+        check_files(AutoModelForCausalLM, weights)
 
     @cached_property
     def net(self) -> Any:

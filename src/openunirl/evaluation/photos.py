@@ -17,7 +17,7 @@ disk; 3. for P(image wrong | answer right), the first right reference picture of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,25 +27,23 @@ from rich.console import Console
 
 from openunirl.answer import Job, answer_jobs
 from openunirl.config import EvalConfig, ModelConfig
-from openunirl.disk import is_occupied
 from openunirl.distributed import Processes
 from openunirl.evaluation.files import write_summary
+from openunirl.evaluation.geneval import official_summary
 from openunirl.evaluation.image_folder import check_names, read_folder, unknown_name
-from openunirl.evaluation.image_scores import append_rows, mend
-from openunirl.evaluation.images_command import score_folder
-from openunirl.evaluation.judges import JUDGES
+from openunirl.evaluation.images_command import score_folder, show_official
+from openunirl.evaluation.journal import Rows, batches, complete
+from openunirl.evaluation.judges import JUDGES, loaded_once
 from openunirl.evaluation.llm_judge import ChatModel, judge_answers
 from openunirl.evaluation.no_score import no_answers
+from openunirl.evaluation.output_folder import OutputFolder
 from openunirl.evaluation.photo_world import placed
 from openunirl.evaluation.run import summarize_rows
 from openunirl.generate import (
-    check_folder,
     check_numbers,
     check_sampling,
-    check_settings,
     draw_missing,
     drawing_settings,
-    open_folder,
     progress_bar,
     share_of,
 )
@@ -113,35 +111,31 @@ def evaluate_photos(
         "max_new_tokens": config.max_new_tokens,
         "dtype": dtype,
     }
-    known, pictures = output_dir / "settings.json", output_dir / "evaluation"
-    if known.exists():
-        check_settings(known, settings, made=output_dir, flag="--output-dir")
-    elif is_occupied(output_dir):
-        raise ValueError(f"{output_dir} exists and holds no {known.name}: choose another --output-dir")
-    check_folder(pictures, drawing)
+    folder = OutputFolder(path=output_dir, settings=settings, drawing=drawing)
+    pictures = folder.pictures
+    folder.check()
     processes = Processes()
     chat = ChatModel(llm_judge, processes.device) if llm_judge else None
     adapter = load_model(model).to(processes.device, getattr(torch, dtype))
     if processes.is_main:
-        (output_dir / "evaluation.json").unlink(missing_ok=True)  # no summary of before outlives an error
-        if not known.exists():
-            write_summary(output_dir, known.stem, settings | about(command))
-        open_folder(adapter, pictures, drawing, command=command)
+        folder.open(adapter, command=command)
     processes.wait()
     share = {"rank": processes.rank, "processes": processes.count}
     options = {"num_images": config.num_images, "seed": seed, "batch_size": config.batch_size}
     draw_missing(adapter, drawing["prompts"], pictures, sampling=config.sampling, **options, **share)
     processes.wait()
-    judge = {"detector_weights": detector_weights, "color_weights": color_weights, "command": command, "show": False}
-    scored = score_folder(pictures, output_dir=output_dir / "scores", **judge)
+    judged: dict[str, Any] = {"detector_weights": detector_weights, "color_weights": color_weights, "command": command}
+    judged["judge"] = loaded_once(JUDGES[_DETECTOR](detector_weights, color_weights))
+    scored = score_folder(pictures, output_dir=output_dir / "scores", show=False, **judged)
     if references is not None:
-        score_folder(references, output_dir=output_dir / "reference-scores", partial=True, **judge)
+        score_folder(references, output_dir=output_dir / "reference-scores", partial=True, show=False, **judged)
+    del judged  # and the networks with it
     processes.wait()
     own = asked_about(output_dir / "scores", pictures, prompts)
     right = [] if references is None else right_references(output_dir / "reference-scores", references, prompts)
     told = {
-        name: _ask(adapter, asked, output_dir / folder, processes, config)
-        for name, folder, asked in (("own", "answers", own), ("references", "reference-answers", right))
+        name: _ask(adapter, asked, output_dir / place, processes, config)
+        for name, place, asked in (("own", "answers", own), ("references", "reference-answers", right))
     }
     if not processes.is_main or scored is None:
         return None
@@ -169,7 +163,7 @@ def evaluate_photos(
         **about(command),
     )
     path = write_summary(output_dir, "evaluation", summary)
-    _show(summary, path)
+    _show(summary, official_summary(generated), path)
     return summary
 
 
@@ -222,29 +216,26 @@ def _ask(
     model: UnifiedModel, asked: Sequence[Asked], folder: Path, processes: Processes, config: EvalConfig
 ) -> dict[tuple[str, str, str], str]:
     """key -> the model's answer, greedy; answers that are on disk are not asked for again."""
-    if processes.is_main and folder.exists():
-        mend(folder.glob("*.jsonl"))
-    processes.wait()
-    done = read_answers(folder)
-    processes.wait()  # all have read before any adds
-    numbered = [
-        (each, Job(number=i, image=each.row["filename"], file=each.file, question=each.key[2]))
+    jobs = {
+        each.key: (Job(number=i, image=each.row["filename"], file=each.file, question=each.key[2]), each.row["digest"])
         for i, each in enumerate(asked)
-    ]
-    missing = [pair for pair in numbered if pair[0].key not in done][processes.rank :: processes.count]
+    }
     sampling = AnswerSampling(max_new_tokens=config.max_new_tokens)
+
+    def answers(missing: list[tuple[Job, str]]) -> Iterator[list[Row]]:
+        told = answer_jobs(model, [job for job, _ in missing], sampling, seed=0, batch_size=config.batch_size)
+        for rows, part in zip(told, batches(missing, config.batch_size), strict=True):
+            yield [row | {"digest": content} for row, (_, content) in zip(rows, part, strict=True)]
+
     with progress_bar(Console(stderr=True), disable=not processes.is_main or not asked) as progress:
-        bar = progress.add_task(f"asking ({folder.name}{share_of(processes.count)})", total=len(missing))
-        rows = answer_jobs(model, [job for _, job in missing], sampling, seed=0, batch_size=config.batch_size)
-        for start, part in zip(range(0, len(missing), config.batch_size), rows, strict=True):
-            told = zip(part, missing[start:], strict=False)
-            append_rows(
-                folder / f"process-{processes.rank:04d}.jsonl",
-                [row | {"digest": each.row["digest"]} for row, (each, _) in told],
-            )
-            progress.advance(bar, len(part))
-    processes.wait()
-    return read_answers(folder)
+        bar = progress.add_task(f"asking ({folder.name}{share_of(processes.count)})")
+        return complete(
+            jobs,
+            Rows.in_files(folder, processes.rank, read_answers),
+            answers,
+            peers=processes,
+            report=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
 
 
 def read_answers(folder: Path) -> dict[tuple[str, str, str], str]:
@@ -295,7 +286,7 @@ def _reference_pictures(folder: Path, read: Sequence[Row], prompts: int) -> dict
     return {"folder": str(folder), "right": len(read), "of_evaluated_prompts": shown}
 
 
-def _show(summary: dict[str, Any], path: Path) -> None:
+def _show(summary: dict[str, Any], official: str, path: Path) -> None:
     console = Console()
     console.print(f"{summary['label']}; answers judged by {summary['answers_judged_by']}", highlight=False)
     console.print(summary_table(summary))
@@ -309,4 +300,5 @@ def _show(summary: dict[str, Any], path: Path) -> None:
         console.print(told, highlight=False, soft_wrap=True)
     elif not summary["understanding"]["n"]:
         console.print("understanding and the second imbalance rate want --references DIR", highlight=False)
+    show_official(console, official)
     console.print(f"written: {path}", soft_wrap=True)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,6 +28,8 @@ from openunirl.evaluation.geneval import judge_pictures, summarize
 from openunirl.evaluation.image_folder import digest, read_picture
 from openunirl.evaluation.imbalance import accuracy, accuracy_by_task, imbalance
 from openunirl.evaluation.intervals import paired_shares
+from openunirl.evaluation.journal import batches
+from openunirl.evaluation.kept import Job, Kept
 from openunirl.models.protocol import UnifiedModel
 from openunirl.tasks.worlds import Found, World
 from openunirl.types import AnswerSampling, ImageQuestion, Images, Prompt
@@ -59,13 +61,16 @@ def evaluate(
     report: Report = lambda *_: None,
     about: dict[str, Any] | None = None,
     trained: Collection[str] = (),
+    kept: Kept | None = None,
 ) -> Evaluation:
     """`reference_prompts` default to `prompts`; they may be more. Where the world finds reference pictures instead of
-    drawing them, at most as many are read. `trained`: the prompts that the model is trained on. Deterministic in
-    `seed`, whatever the batch size."""
-    generated, pictures = draw_and_judge(model, world, prompts, config, seed, report)
+    drawing them, at most as many are read. `trained`: the prompts that the model is trained on. `kept`: what an
+    earlier call did of the same evaluation, and where this one keeps what it does. Deterministic in `seed`, whatever
+    the batch size."""
+    kept = kept or Kept()
+    generated, pictures = draw_and_judge(model, world, prompts, config, seed, report, kept=kept)
     if world.found is None:
-        references = _read_references(model, world, reference_prompts or prompts, config, seed, report)
+        references = _read_references(model, world, reference_prompts or prompts, config, seed, report, kept)
     else:
         found = world.found(prompts, len(reference_prompts or prompts))
         references = _read_found(model, world, found, config, report)
@@ -152,46 +157,55 @@ def draw_and_judge(
     report: Report = lambda *_: None,
     *,
     ask_too: bool = True,
+    kept: Kept | None = None,
 ) -> tuple[list[dict[str, Any]], np.ndarray]:
     """Rows and pictures of `num_images` images per prompt; without `ask_too` no question is asked on them."""
     if world.judge is None:
         raise ValueError("this world has no detector, so nothing can be judged in it")
-    judge, size = world.judge(), config.batch_size
+    judge, held = world.judge(), kept or Kept()
     jobs = [(i, k) for i in range(len(prompts)) for k in range(config.num_images)]
-    rows: list[dict[str, Any]] = []
-    pictures: list[np.ndarray] = []
-    for start in range(0, len(jobs), size):
-        part = jobs[start : start + size]
-        wanted = [prompts[i] for i, _ in part]
-        seeds_B = key(seed, torch.tensor([i for i, _ in part]), torch.tensor([k for _, k in part]))
-        images = model.sample_images([p.prompt for p in wanted], seeds_B, config.sampling).images
-        batch = to_uint8(model.decode(images))
-        answers = ask(model, images, wanted, config.max_new_tokens) if ask_too else [""] * len(part)
-        verdicts = judge_pictures(judge, [p.metadata() for p in wanted], list(batch))
-        for (index, sample), prompt, verdict, answer in zip(part, wanted, verdicts, answers, strict=True):
-            row = _row(world, prompt, answer) | {"correct": verdict.correct, "reason": verdict.reason}
-            # GenEval's results.jsonl holds these two as JSON in a string
-            row |= {"metadata": json.dumps(prompt.metadata()), "details": json.dumps(verdict.details)}
-            rows.append(row | {"index": index, "sample": sample, "objects": verdict.objects})
-        pictures.append(batch)
-        report("drawing", start + len(part), len(jobs))
-    return rows, np.concatenate(pictures)
+
+    def make(missing: list[Job]) -> Iterator[list[dict[str, Any]]]:
+        for part in batches(missing, config.batch_size):
+            wanted = [prompts[i] for i, _ in part]
+            seeds_B = key(seed, torch.tensor([i for i, _ in part]), torch.tensor([k for _, k in part]))
+            images = model.sample_images([p.prompt for p in wanted], seeds_B, config.sampling).images
+            drawn = to_uint8(model.decode(images))
+            answers = ask(model, images, wanted, config.max_new_tokens) if ask_too else [""] * len(part)
+            verdicts = judge_pictures(judge, [p.metadata() for p in wanted], list(drawn))
+            rows: list[dict[str, Any]] = []
+            for job, prompt, verdict, answer, picture in zip(part, wanted, verdicts, answers, drawn, strict=True):
+                row = _row(world, prompt, answer) | {"correct": verdict.correct, "reason": verdict.reason}
+                # GenEval's results.jsonl holds these two as JSON in a string
+                row |= {"metadata": json.dumps(prompt.metadata()), "details": json.dumps(verdict.details)}
+                rows.append(row | {"index": job[0], "sample": job[1], "objects": verdict.objects})
+                held.keep(job, picture)
+            yield rows
+
+    return held.rows("drawing", {job: job for job in jobs}, make, report, drawn=True), held.pictures(jobs)
 
 
 def _read_references(
-    model: UnifiedModel, world: World, prompts: Sequence[Prompt], config: EvalConfig, seed: int, report: Report
+    model: UnifiedModel,
+    world: World,
+    prompts: Sequence[Prompt],
+    config: EvalConfig,
+    seed: int,
+    report: Report,
+    kept: Kept,
 ) -> list[dict[str, Any]]:
     pictures = world.references(prompts, seed)
-    rows: list[dict[str, Any]] = []
-    for start in range(0, len(prompts), config.batch_size):
-        part = prompts[start : start + config.batch_size]
-        images = model.encode(to_pixels(pictures[start : start + config.batch_size]))
-        answers = ask(model, images, part, config.max_new_tokens)
-        for index, (prompt, answer) in enumerate(zip(part, answers, strict=True), start=start):
-            known = {"index": index, "sample": 0, "digest": digest(pictures[index].tobytes())}
-            rows.append(_row(world, prompt, answer) | known)
-        report("reading", start + len(part), len(prompts))
-    return rows
+
+    def make(missing: list[int]) -> Iterator[list[dict[str, Any]]]:
+        for part in batches(missing, config.batch_size):
+            asked = [prompts[index] for index in part]
+            answers = ask(model, model.encode(to_pixels(pictures[list(part)])), asked, config.max_new_tokens)
+            yield [
+                _row(world, prompt, answer) | {"index": index, "sample": 0, "digest": digest(pictures[index].tobytes())}
+                for index, prompt, answer in zip(part, asked, answers, strict=True)
+            ]
+
+    return kept.rows("reading", {(index, 0): index for index in range(len(prompts))}, make, report)
 
 
 def _read_found(
@@ -199,15 +213,14 @@ def _read_found(
 ) -> list[dict[str, Any]]:
     """The same of pictures in files, of any size."""
     rows: list[dict[str, Any]] = []
-    for start in range(0, len(found), config.batch_size):
-        part = found[start : start + config.batch_size]
+    for part in batches(found, config.batch_size):
         read = [read_picture(each.file) for each in part]
         images = model.read_pictures([Image.fromarray(picture) for _, picture in read])
         answers = ask(model, images, [each.prompt for each in part], config.max_new_tokens)
         for each, (content, _), answer in zip(part, read, answers, strict=True):
             known = {"index": each.index, "sample": each.sample, "digest": content}
             rows.append(_row(world, each.prompt, answer) | known)
-        report("reading", start + len(part), len(found))
+        report("reading", len(rows), len(found))
     return rows
 
 
