@@ -92,14 +92,15 @@ def transformers_generate(model: Janus, images: Images, asked: list[str], new_to
 
 
 def floor_passes(model: Model, asked: list[str], drawn: list[int]) -> list[Pass]:
-    """Every image and question once, then one position a token; text logits where a token is drawn."""
+    """Every image and question once, then one position a token; text logits where a token is drawn. Of the last layer
+    keys and values only, where no token is drawn."""
     count, decoder, prefix = len(asked), midsize.decoder(model), midsize.image_prefix(model)
     mean = math.ceil(sum(len(model.prompting.question(q)) for q in asked) / count)
     head = Product(m=count, k=midsize.HIDDEN, n=model.prompting.vocab.text_size)
     later = round(sum(drawn) / count) - 1
     return [
-        Pass(name="images", products=decoder.products(count, prefix, prefix)),
-        Pass(name="questions", products=(*decoder.products(count, mean, prefix + mean), head)),
+        Pass(name="images", products=decoder.products(count, prefix, prefix, read=0)),
+        Pass(name="questions", products=(*decoder.products(count, mean, prefix + mean, read=1), head)),
         *(steps(decoder, count, prefix + mean + 1, later, (head,), parts=2) if later > 0 else []),
     ]
 

@@ -74,18 +74,28 @@ class Decoder:
     heads: int
     mlp: tuple[int, ...]
 
-    def products(self, rows: int, queries: int, keys: int) -> tuple[Product, ...]:
-        """All layers, for `queries` new positions of each row that attend to `keys` positions."""
-        m, width, head = rows * queries, self.hidden, self.hidden // self.heads
-        layer = [Product(m=m, k=width, n=width)] * 3
-        layer += [
-            Product(m=queries, k=head, n=keys, batch=rows * self.heads),
-            Product(m=queries, k=keys, n=head, batch=rows * self.heads),
+    def products(self, rows: int, queries: int, keys: int, read: int | None = None) -> tuple[Product, ...]:
+        """All layers, for `queries` new positions of each row that attend to `keys` positions. The last layer's output
+        is wanted at `read` of the new positions (all where it is None): its keys and values are needed at all of them,
+        and nothing else is."""
+        last = self._layer(rows, queries, keys, queries if read is None else read)
+        return self._layer(rows, queries, keys, queries) * (self.layers - 1) + last
+
+    def _layer(self, rows: int, positions: int, keys: int, read: int) -> tuple[Product, ...]:
+        width, head = self.hidden, self.hidden // self.heads
+        both = (Product(m=rows * positions, k=width, n=width),) * 2
+        if not read:
+            return both
+        m = rows * read
+        return (
+            *both,
+            Product(m=m, k=width, n=width),
+            Product(m=read, k=head, n=keys, batch=rows * self.heads),
+            Product(m=read, k=keys, n=head, batch=rows * self.heads),
             Product(m=m, k=width, n=width),
             *(Product(m=m, k=width, n=n) for n in self.mlp),
             Product(m=m, k=self.mlp[0], n=width),
-        ]
-        return tuple(layer) * self.layers
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,14 +146,17 @@ class Replay:
         return "\n".join(rows)
 
 
-def training(decoder: Decoder, rows: int, positions: int, head: tuple[Product, ...]) -> list[Pass]:
-    """Forward and backward of `rows` of `positions` that all attend to each other, and of a head's products. One
-    layer's operands are made and counted for all: a training pass' products are too large for warm weights to matter.
-    """
+def training(decoder: Decoder, rows: int, positions: int, read: int, head: tuple[Product, ...]) -> list[Pass]:
+    """Forward and backward of `rows` of `positions` that all attend to each other, and of a head's products; of the
+    last layer's output `read` positions of each row are wanted. One layer's operands are made and counted for all but
+    the last: a training pass' products are too large for warm weights to matter."""
     layer = replace(decoder, layers=1).products(rows, positions, positions)
+    last = replace(decoder, layers=1).products(rows, positions, positions, read)
     return [
-        Pass(name="a layer, forward", products=layer, times=decoder.layers),
-        Pass(name="a layer, backward", products=gradients(layer), times=decoder.layers),
+        Pass(name="a layer, forward", products=layer, times=decoder.layers - 1),
+        Pass(name="a layer, backward", products=gradients(layer), times=decoder.layers - 1),
+        Pass(name="the last layer, forward", products=last),
+        Pass(name="the last layer, backward", products=gradients(last)),
         Pass(name="head, forward", products=head),
         Pass(name="head, backward", products=gradients(head)),
     ]

@@ -43,14 +43,15 @@ def theirs_of(model: Janus) -> Any:
 
 
 def floor_passes(model: Janus, prompts: list[str], guided: bool) -> list[Pass]:
-    """What no exact sampler with a cache can do without: every distinct row once, then one position a step and row."""
+    """What no exact sampler with a cache can do without: every distinct row once, then one position a step and
+    row. Of a prompt's last layer, keys and values, and the rest at its last position."""
     decoder = midsize.decoder(model)
     lengths = [len(model.prompting.t2i(prompt)) for prompt in dict.fromkeys(prompts)]
     lengths += sorted(set(lengths)) if guided else []
     rows, width, codes = len(prompts) * (1 + guided), midsize.HIDDEN, midsize.JANUS_CODES
     before: tuple[Product, ...] = (Product(m=rows, k=8, n=width), Product(m=rows, k=width, n=width))
     head = (Product(m=rows, k=width, n=width), Product(m=rows, k=width, n=codes))
-    prefill = decoder.products(len(lengths), math.ceil(sum(lengths) / len(lengths)), max(lengths))
+    prefill = decoder.products(len(lengths), math.ceil(sum(lengths) / len(lengths)), max(lengths), read=1)
     first = tuple(Product(m=len(lengths), k=p.k, n=p.n) for p in head)
     return [
         Pass(name="prompts", products=prefill + first),

@@ -3,10 +3,10 @@
     python benchmarks/showo_sampling.py [--images 4] [--timesteps 8] [--guidance 5] [--repeats 3] [--seed 0] [--short]
 
 The plain network passes, below, are what a paper's code does: at every step all text and image positions of both
-halves of the batch, the mask built anew, all 58,498 logits everywhere. Both sides share the code that draws from the
-logits and its random numbers, so they must draw the same images up to ties (a token's confidence may tie with the cut;
-one token that differs changes what follows); a share of equal tokens under 99 % ends the script. Ours packs its weights
-(openunirl.models.packed_linear); "ours, not packed" is the same sampler with that switched off.
+halves of the batch, the mask built anew, all 58,498 logits everywhere, a draw at every position. Both sides share the
+code that draws from logits and its random numbers, so they must draw the same images up to ties (a token's confidence
+may tie with the cut; one token that differs changes what follows); a share of equal tokens under 99 % ends the script.
+Ours packs its weights (openunirl.models.packed_linear); "ours, not packed" is the same sampler with that switched off.
 """
 
 from __future__ import annotations
@@ -26,12 +26,19 @@ from openunirl.types import ImageRollout, ImageSampling
 from timing import header, parser, report, take_turns
 
 
+class DrawsEverywhere(KeyedDraws):
+    """The same numbers, drawn for tokens that are known, too."""
+
+    everywhere = True
+
+
 @torch.no_grad()
 def plain(model: Showo, prompts: list[str], seeds_B: torch.Tensor, sampling: ImageSampling) -> torch.Tensor:
     """tokens_BN, without any of what ours leaves out."""
     prompting, vocab, scale = model.prompting, model.prompting.vocab, sampling.guidance_scale
 
-    def logits_fn(tokens_BN: torch.Tensor) -> torch.Tensor:
+    def logits_fn(step: int, tokens_BN: torch.Tensor, at_BK: torch.Tensor | None) -> torch.Tensor:
+        assert at_BK is None
         image_BN = torch.where(tokens_BN == MASKED, vocab.mask, tokens_BN + vocab.code_offset)
         ids_BL = prompting.t2i(prompts, image_BN)
         if scale != 1:
@@ -43,28 +50,27 @@ def plain(model: Showo, prompts: list[str], seeds_B: torch.Tensor, sampling: Ima
         return logits_BLV[:, prompting.max_text_len + 2 : -1, vocab.code_offset : vocab.mask]
 
     start_BN = torch.full((len(prompts), model.num_image_tokens), MASKED)
-    return masked.sample(logits_fn, KeyedDraws(seeds_B), start_BN, sampling).tokens_BN
+    return masked.sample(logits_fn, DrawsEverywhere(seeds_B), start_BN, sampling).tokens_BN
 
 
 def floor_passes(model: Showo, prompts: list[str], rollout: ImageRollout) -> list[Pass]:
     """Every distinct text once, and with it the first step, at which all images of a text are the same: masked. Then,
-    at every later step, the image block of every row, and code logits of the tokens that are still masked there: those
-    of reveal step r are at r later steps."""
+    at every later step, the image block of every row. Code logits, and in the last layer all but keys and values, of
+    the tokens that are still masked there: those of reveal step r are at r later steps."""
     decoder = midsize.decoder(model)
     guided, prompting, later = rollout.sampling.guidance_scale != 1, model.prompting, rollout.sampling.num_timesteps - 1
     texts_BL = prompting.t2i_prefix([*dict.fromkeys(prompts), *[""] * guided])
     lengths = (texts_BL != prompting.vocab.pad).sum(1).tolist()
     rows, mean = len(prompts) * (1 + guided), math.ceil(sum(lengths) / len(lengths))
-    block = model.num_image_tokens + 2
-    masked_rows = round(int(rollout.reveal_step_BN.sum()) * (1 + guided) / max(later, 1))
+    num, still = model.num_image_tokens, round(rollout.reveal_step_BN.sum(1).float().mean().item() / max(later, 1))
     first, head = (
-        Product(m=m, k=midsize.HIDDEN, n=2**midsize.SHOWO_CODE_BITS)
-        for m in (len(lengths) * model.num_image_tokens, masked_rows)
+        Product(m=m, k=midsize.HIDDEN, n=2**midsize.SHOWO_CODE_BITS) for m in (len(lengths) * num, rows * still)
     )
+    block, seen = num + 2, mean + num + 2
     passes = [
-        Pass(name="texts", products=decoder.products(len(lengths), mean, mean)),
-        Pass(name="first step", products=(*decoder.products(len(lengths), block, mean + block), first)),
-        Pass(name="later step", products=(*decoder.products(rows, block, mean + block), head), times=later),
+        Pass(name="texts", products=decoder.products(len(lengths), mean, mean, read=0)),
+        Pass(name="first step", products=(*decoder.products(len(lengths), block, seen, read=num), first)),
+        Pass(name="later step", products=(*decoder.products(rows, block, seen, read=still), head), times=later),
     ]
     return passes if later else passes[:2]
 

@@ -77,7 +77,7 @@ def images_case(model: Model, prompts: list[str], guidance: float, estimator: Li
         loss=lambda ours: -ours.score_images(rollout, one).logprobs_BN.sum() / scored,
         scored=scored,
         floor=training(
-            midsize.decoder(model), rows, positions,
+            midsize.decoder(model), rows, positions, math.ceil(m / rows),
             (head,) if isinstance(model, Showo) else (Product(m=m, k=width, n=width), head),
         ),
     )  # fmt: skip
@@ -114,9 +114,10 @@ def answers_case(model: Model, prompts: list[str], seed: int) -> Case:
         loss=lambda ours: -ours.score_answers(images, asked, sampled).logprobs_QT.sum() / scored,
         scored=scored,
         floor=training(
-            midsize.decoder(model), len(images), midsize.image_prefix(model) + math.ceil(texts / len(images)), (head,)
+            midsize.decoder(model), len(images), midsize.image_prefix(model) + math.ceil(texts / len(images)),
+            math.ceil(scored / len(images)), (head,),
         ),
-    )
+    )  # fmt: skip
 
 
 def sampled_answers(model: Model, images: Images, seed: int) -> tuple[list[ImageQuestion], AnswerRollout]:

@@ -42,8 +42,12 @@ def key(*parts: int | torch.Tensor) -> torch.Tensor:
 
 def uniforms(keys_B: torch.Tensor, stream: int, count: int) -> torch.Tensor:
     """[B] keys -> [B, count] float32 uniforms, strictly inside (0, 1). `stream` separates independent uses of a key."""
-    counter = torch.arange(count, dtype=torch.int64, device=keys_B.device)
-    bits = mix(key(keys_B, stream)[:, None] ^ mix(counter + 1)[None])
+    return uniforms_at(keys_B, stream, torch.arange(count, dtype=torch.int64, device=keys_B.device)[None])
+
+
+def uniforms_at(keys_B: torch.Tensor, stream: int, at_BN: torch.Tensor) -> torch.Tensor:
+    """[B, N]: those numbers of `uniforms` that stand at the places at_BN, [B or 1, N]."""
+    bits = mix(key(keys_B, stream)[:, None] ^ mix(at_BN.to(keys_B.device) + 1))
     return (_shift_right(bits, 41).float() + 0.5) * 2.0**-23
 
 
@@ -65,8 +69,12 @@ class Scoring:
 class Draws(Protocol):
     """A source of randomness for one batch of samples."""
 
-    def tokens(self, step: int, probs_BNV: torch.Tensor) -> torch.Tensor:
-        """One draw from each row of `probs_BNV` -> int64 [B, N]."""
+    everywhere: bool
+    """Whether it must draw at every position, known ones too, because each draw changes what follows."""
+
+    def tokens(self, step: int, probs_BNV: torch.Tensor, at_BN: torch.Tensor | None = None) -> torch.Tensor:
+        """One draw from each row of `probs_BNV` -> int64 [B, N]. at_BN: their positions, where they are not 0..N-1;
+        never given to a source that draws everywhere."""
         ...
 
     def uniform(self, step: int, count: int) -> torch.Tensor:
@@ -77,11 +85,14 @@ class Draws(Protocol):
 class KeyedDraws:
     """The default source: inverse-CDF sampling on keyed uniforms."""
 
+    everywhere = False
+
     def __init__(self, keys_B: torch.Tensor) -> None:
         self.keys_B = keys_B
 
-    def tokens(self, step: int, probs_BNV: torch.Tensor) -> torch.Tensor:
-        u_BN = uniforms(self.keys_B, 2 * step, probs_BNV.shape[1]).to(probs_BNV.device)
+    def tokens(self, step: int, probs_BNV: torch.Tensor, at_BN: torch.Tensor | None = None) -> torch.Tensor:
+        at_N = torch.arange(probs_BNV.shape[1], device=self.keys_B.device)
+        u_BN = uniforms_at(self.keys_B, 2 * step, at_N[None] if at_BN is None else at_BN).to(probs_BNV.device)
         wide = torch.float32 if probs_BNV.device.type == "mps" else torch.float64  # MPS has no float64
         cdf_BNV = probs_BNV.to(wide).cumsum(-1)
         target_BN1 = (u_BN.to(wide) * cdf_BNV[..., -1])[..., None]
@@ -95,10 +106,13 @@ class KeyedDraws:
 class GeneratorDraws:
     """The official samplers' draw order on one torch.Generator: a multinomial, then a uniform, at every step."""
 
+    everywhere = True
+
     def __init__(self, generator: torch.Generator, batch: int) -> None:
         self.generator, self.batch = generator, batch
 
-    def tokens(self, step: int, probs_BNV: torch.Tensor) -> torch.Tensor:
+    def tokens(self, step: int, probs_BNV: torch.Tensor, at_BN: torch.Tensor | None = None) -> torch.Tensor:
+        assert at_BN is None, "torch's generator draws for all positions or for none"
         flat = probs_BNV.reshape(-1, probs_BNV.shape[-1])
         return torch.multinomial(flat, 1, generator=self.generator)[:, 0].view(probs_BNV.shape[:2])
 

@@ -6,10 +6,11 @@ In: a RunConfig, the rates of a machine. Out: a Rehearsal: what is held througho
 held beside it, multiply-adds and seconds. One process; plan.py spreads it over several.
 
 Departures from a real step: 1. a sampler's loop is left after 4 passes and continued from the last two (the work of a
-pass and what it holds grow evenly with its number); 2. sampled images and answers are made up for what follows, answers
-as long as they may be, and all judged right, so that SFT keeps every image; 3. of several parts of a batch one is
-taken, with the gradients of an earlier one there; 4. sources of reward other than the model itself are left out, and so
-is torch.compile; 5. matrices are not packed for a CPU (packed_linear.py), and the attention kernel is the CPU's.
+pass and what it holds grow evenly with its number or, in a masked sampler, with the number of masked tokens);
+2. sampled images and answers are made up for what follows, answers as long as they may be, and all judged right, so
+that SFT keeps every image; 3. of several parts of a batch one is taken, with the gradients of an earlier one there;
+4. sources of reward other than the model itself are left out, and so is torch.compile; 5. matrices are not packed for a
+CPU (packed_linear.py), and the attention kernel is the CPU's.
 
 Shapes: B images, N image tokens, Q answers, T answer tokens.
 """
@@ -292,36 +293,38 @@ class _Stage:
         every = [prompt.prompt for prompt in prompts for _ in range(rollout.num_generations)]
         batch = every[: rollout.batch_size]
         seeds_B, sampling = key(0, torch.arange(len(batch))), rollout.drawing
-        # the first pass over prompts also gives the first token of all
-        passes = self.model.num_image_tokens if self.model.draws_tokens_in_turn else 1 + sampling.num_timesteps
+        # in turn: the first pass over prompts also gives the first token of all
+        num = self.model.num_image_tokens
+        in_turn, counts = self.model.draws_tokens_in_turn, masked.masked_counts(num, sampling.num_timesteps)
+        sizes = range(num) if in_turn else [0, *counts]
 
         def draw() -> None:
             with self.model.reference() if rollout.drawn_by == "base" else nullcontext():
                 self.model.sample_images(batch, seeds_B, sampling)
 
-        return self._loop_of(DRAWING, draw, passes).times(len(every) / len(batch))
+        return self._loop_of(DRAWING, draw, sizes).times(len(every) / len(batch))
 
     def _answer(self, *asked: Any) -> Cost:
         """All answers of a step at once. The first pass sees the images, the second the questions."""
-        return self._loop_of(ANSWERING, lambda: self.model.sample_answers(*asked), 1 + asked[-1].max_new_tokens)
+        return self._loop_of(ANSWERING, lambda: self.model.sample_answers(*asked), range(1 + asked[-1].max_new_tokens))
 
-    def _loop_of(self, name: str, work: Callable[[], object], passes: int) -> Cost:
-        """The cost of so many passes, from the first few of them."""
+    def _loop_of(self, name: str, work: Callable[[], object], sizes: Sequence[int]) -> Cost:
+        """The cost of passes of these sizes, from the first few of them."""
         held = self.ledger.live
         self._loop, self._passes = name, 0
         with self.ledger, suppress(_EnoughError):
             self.ledger.phase = f"{name} 0"
             work()
         self._loop = ""
-        taken = [self._taken(f"{name} {number}", held) for number in range(min(self._passes, passes))]
+        taken = [self._taken(f"{name} {number}", held) for number in range(min(self._passes, len(sizes)))]
         self.ledger.phases.clear()
         gc.collect()  # the frames of a loop that was left
-        return _continued(taken, passes)
+        return _continued(taken, sizes)
 
 
-def _continued(taken: Sequence[Cost], passes: int) -> Cost:
-    """The sum of all passes, those beyond `taken` growing as the last two of them do."""
-    further = passes - len(taken)
+def _continued(taken: Sequence[Cost], sizes: Sequence[int]) -> Cost:
+    """The sum of all passes, those beyond `taken` as much larger or smaller as their sizes say, by the last two."""
+    further = sizes[len(taken) :]
     total = Cost(
         beside=max(cost.beside for cost in taken),
         madds=sum(cost.madds for cost in taken),
@@ -329,12 +332,14 @@ def _continued(taken: Sequence[Cost], passes: int) -> Cost:
     )
     if not further:
         return total
-    before, last = taken[-2:]
-    grown = further * (further + 1) / 2
+    (before, last), (smaller, reached) = taken[-2:], sizes[len(taken) - 2 : len(taken)]
+    apart = reached - smaller or 1
+    grown = sum(size - reached for size in further) / apart
+    most = max((size - reached) / apart * (last.beside - before.beside) for size in further)
     return Cost(
-        beside=max(total.beside, last.beside + further * (last.beside - before.beside)),
-        madds=total.madds + further * last.madds + grown * (last.madds - before.madds),
-        seconds=total.seconds + further * last.seconds + grown * (last.seconds - before.seconds),
+        beside=max(total.beside, last.beside + round(most)),
+        madds=total.madds + len(further) * last.madds + grown * (last.madds - before.madds),
+        seconds=total.seconds + len(further) * last.seconds + grown * (last.seconds - before.seconds),
     )
 
 
@@ -369,7 +374,7 @@ def _made_up_images(
     """Random tokens, revealed as a masked sampler would reveal them."""
     shape = (len(prompts), model.num_image_tokens)
     drawn = masked.sample(
-        lambda tokens_BN: torch.zeros(*tokens_BN.shape, 2),
+        lambda _, tokens_BN, at_BK: torch.zeros(*(tokens_BN if at_BK is None else at_BK).shape, 2),
         KeyedDraws(seeds_B),
         torch.full(shape, masked.MASKED),
         sampling,

@@ -227,6 +227,44 @@ def test_every_step_of_the_sampler(data, model, name):
             assert torch.equal(got, run[f"step{step}.masking"]) and drawn.shape == got.shape
 
 
+@pytest.mark.parametrize("name", ["t2i_generate_nocfg", "t2i_generate_cfg"])
+def test_the_sampler_at_masked_tokens_only(data, model, name):
+    """Our own path, which has no logits of known tokens: given the official draws, it must reveal the official ones."""
+    _, meta, tensors, _ = data
+    run, settings = tensors[name], meta["t2i_generate"]
+    guidance = settings["guidance_scale_nocfg" if name.endswith("nocfg") else "guidance_scale_cfg"]
+    sampling = ImageSampling(
+        num_timesteps=settings["timesteps"],
+        guidance_scale=1 + guidance,
+        confidence_temperature=settings["temperature_start"],
+    )
+    read = []
+
+    class Replayed:
+        everywhere = False
+
+        def tokens(self, step, probs_BNV, at_BN=None):
+            cond, every_BN = run[f"step{step}.cond_logits"], torch.arange(model.num_image_tokens)[None]
+            logits = cond if guidance == 0 else (1 + guidance) * cond - guidance * run[f"step{step}.uncond_logits"]
+            at_BN = every_BN.expand(len(cond), -1) if at_BN is None else at_BN
+            want = logits.softmax(-1).gather(1, at_BN[..., None].expand(-1, -1, logits.shape[-1]))
+            torch.testing.assert_close(probs_BNV, want, atol=1e-4, rtol=0)
+            read.append(at_BN.shape[1])
+            return run[f"step{step}.multinomial_sample"].gather(1, at_BN)
+
+        def uniform(self, step, count):
+            return (-(-run[f"step{step}.gumbel_noise"].double()).exp()).exp()
+
+    whole = model.prompting.t2i_prefix
+    model.prompting.t2i_prefix = lambda texts, truncate=False: whole(texts, truncate=True)  # as the official code cuts
+    try:
+        rollout = model.sample_images(settings["prompts"], torch.zeros(len(settings["prompts"])), sampling, Replayed())
+    finally:
+        del model.prompting.t2i_prefix
+    assert torch.equal(rollout.tokens_BN, run["output_tokens"])
+    assert read == masked.masked_counts(model.num_image_tokens, settings["timesteps"]) and read[-1] < read[0]
+
+
 def test_greedy_answers(data, model):
     """Batched, left-padded, cached - against the official batch-1 loop without cache, over the full vocabulary."""
     folder, meta, tensors, _ = data

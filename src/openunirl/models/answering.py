@@ -1,6 +1,6 @@
 """Answers, token by token: batched decoding over a shared image prefix, and scores of given answers.
 
-In: a network called as net(ids, mask, positions_BL=, cache=, select_S=, rows=), a cache that holds each question's
+In: a network called as net(ids, mask, positions_BL=, cache=, select=, rows=), a cache that holds each question's
 image prefix. Out: AnswerRollout / AnswerScores. Questions of different lengths are padded on the left; pads are masked
 and positions skip them, so padding changes nothing.
 
@@ -50,10 +50,13 @@ def decode_answers(
     logprobs_QT = torch.zeros(tokens_QT.shape, device=device)
     mask_QT = torch.zeros(tokens_QT.shape, dtype=torch.bool, device=device)
     active = torch.arange(count, device=device)
+    last_Q1: torch.Tensor | None = (active[:, None] + 1) * longest - 1
     for step in range(sampling.max_new_tokens):
-        last = torch.arange(1, len(active) + 1, device=device) * ids_QL.shape[1] - 1
-        logits_QV = net(ids_QL, mask, positions_BL=positions_QL, cache=cache, select_S=last, rows=rows)
-        logp_QV = torch.log_softmax(logits_QV.float() / (sampling.temperature or 1.0), dim=-1)
+        logits_Q1V = net(ids_QL, mask, positions_BL=positions_QL, cache=cache, select=last_Q1, rows=rows)
+        logits_QV = logits_Q1V[:, 0].float()
+        if sampling.temperature not in (0.0, 1.0):
+            logits_QV = logits_QV / sampling.temperature
+        logp_QV = torch.log_softmax(logits_QV, dim=-1)
         if sampling.temperature:
             chosen_Q = KeyedDraws(draws.keys_B[active]).tokens(step, logp_QV.exp()[:, None])[:, 0]
         else:
@@ -67,7 +70,7 @@ def decode_answers(
         if len(going) < len(active):
             active, cache = active[going], cache.select(going)
             real_QL, positions_QL, chosen_Q = real_QL[going], positions_QL[going], chosen_Q[going]
-        ids_QL = (chosen_Q + rows[0])[:, None]
+        ids_QL, last_Q1 = (chosen_Q + rows[0])[:, None], None
         real_QL = torch.cat([real_QL, real_QL.new_ones(len(active), 1)], dim=1)
         mask, positions_QL = real_QL[:, None, None], positions_QL[:, -1:] + 1
     width = int(mask_QT.sum(1).max())

@@ -158,9 +158,9 @@ class Janus(Adapter):
             causal_mask(real_RL),
             positions_BL=positions(real_RL),
             cache=cache,
-            select_S=torch.arange(1, len(rows) + 1, device=self.device) * length - 1,
+            select=torch.arange(1, len(rows) + 1, device=self.device)[:, None] * length - 1,
             head="image",
-        )
+        )[:, 0]
         cache = cache.select(rows_B, length + num - 1)
         real_RL = real_RL.index_select(0, rows_B)
         count_R1 = real_RL.sum(1, keepdim=True)
@@ -226,7 +226,7 @@ class Janus(Adapter):
             causal_mask(real_RL),
             positions_BL=positions(real_RL),
             codes_BN=codes_RN,
-            select_S=select.flatten(),
+            select=select.flatten(),
             head="image",
             **reduced,
         )
@@ -265,7 +265,7 @@ class Janus(Adapter):
             causal_mask(torch.ones_like(prefix_BL[:1], dtype=torch.bool)),
             positions_BL=torch.arange(length, device=self.device)[None],
             cache=cache,
-            select_S=torch.zeros(0, dtype=torch.int64, device=self.device),  # only the cache is wanted
+            select=torch.zeros(0, 0, dtype=torch.int64, device=self.device),  # only the cache is wanted
             rows=(0, 1),
             **seen,
         )
@@ -311,7 +311,7 @@ class Janus(Adapter):
             torch.cat([prefix_BL, packed.text_BL.to(device)], dim=1),
             packed.mask.to(device),
             positions_BL=packed.positions_BL.to(device),
-            select_S=packed.select_S.to(device),
+            select=packed.select_S.to(device),
             rows=(0, self.prompting.vocab.text_size) if text else None,
             **seen,
         )

@@ -9,7 +9,7 @@ and moves logits by 13 to 17); 2. the pad id keeps an embedding that is trained,
 pads; 3. root-mean-square norms are torch's own, one kernel each; 4. masks are boolean here and become additive in the
 model's dtype.
 
-Shapes: B rows, L positions, N drawn codes, S selected positions (flattened over B*L), V rows of a head, H hidden;
+Shapes: B rows, L positions, N drawn codes, S (flat) or K (of each row) selected positions, V rows of a head, H hidden;
 C, height and width of pictures as BCHW.
 """
 
@@ -23,9 +23,29 @@ import torch
 from torch import nn
 from transformers import JanusConfig, JanusVisionModel, LlamaModel
 from transformers.models.janus.modeling_janus import JanusVisionAlignerMLP, JanusVQVAEAlignerMLP, JanusVQVAEHead
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from openunirl.models.chunked import Reduce, in_chunks
 from openunirl.models.layers import PrefixCache, RowsLinear
+from openunirl.models.trunk import Rotation, additive_mask, attend, run_layers, selected
+
+
+class JanusLayer(LlamaDecoderLayer):
+    """Llama's layer, at the positions `select` (trunk.py)."""
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_BLH: torch.Tensor,
+        attention_mask: torch.Tensor,
+        position_embeddings: Rotation,
+        past_key_values: PrefixCache | None = None,
+        select: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        own: Any = self.self_attn
+        normed_BLH = self.input_layernorm(hidden_BLH)
+        attended = attend(own, own.o_proj, normed_BLH, position_embeddings, attention_mask, past_key_values, select)
+        hidden = selected(hidden_BLH, select) + attended
+        return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
 
 class JanusNet(nn.Module):
@@ -40,6 +60,8 @@ class JanusNet(nn.Module):
         text._attn_implementation = vision._attn_implementation = attn_implementation
         llama = LlamaModel(text)
         _use_torch_norms(llama, text.rms_norm_eps)
+        for layer in llama.layers:
+            layer.__class__ = JanusLayer  # the same weights, another forward
         self.model = nn.ModuleDict(
             {
                 "language_model": llama,
@@ -63,18 +85,18 @@ class JanusNet(nn.Module):
         codes_BN: torch.Tensor | None = None,
         pixels_BCHW: torch.Tensor | None = None,
         pixels_start: int = 0,
-        select_S: torch.Tensor | None = None,
+        select: torch.Tensor | None = None,
         head: Literal["text", "image"] = "text",
         rows: tuple[int, int] | None = None,
         reduce: Reduce | None = None,
         groups: int = 1,
     ) -> Any:
-        """Logits at the positions `select_S` (flat indices into B*L; None = all).
+        """Logits at the positions `select` (trunk.py: flat indices into B*L; None = all).
 
         The sequence is the text `ids_BL` and then the drawn codes `codes_BN`; either may be None. What the tower sees
         in `pixels_BCHW` (0..1) takes the places from `pixels_start` on, whatever ids stand there. mask: bool [B or 1,
-        1, L, L (+ cached)], True = may attend. `rows` is a range of the text head. Returns [S, V] or [B, L, V]; with
-        `reduce`, what it makes of them (chunked.py).
+        1, L or 1, L (+ cached)], True = may attend. `rows` is a range of the text head. Returns [B, L, V] or as many as
+        are selected, [S, V] or [B, K, V]; with `reduce`, which takes [S], what it makes of them (chunked.py).
         """
         language: Any = self.model["language_model"]
         parts = []
@@ -87,25 +109,23 @@ class JanusNet(nn.Module):
         if codes_BN is not None:
             parts.append(self.model["generation_aligner"](self.model["generation_embeddings"](codes_BN)))
         hidden_BLH = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        additive = torch.zeros(mask.shape, dtype=hidden_BLH.dtype, device=mask.device)
-        additive = additive.masked_fill_(~mask, torch.finfo(hidden_BLH.dtype).min)
-        hidden_BLH = language(
-            inputs_embeds=hidden_BLH,
-            attention_mask=additive.expand(hidden_BLH.shape[0], -1, -1, -1),
-            position_ids=positions_BL,
+        hidden_selected = run_layers(
+            language.layers,
+            hidden_BLH,
+            select,
+            attention_mask=additive_mask(mask, hidden_BLH, torch.finfo(hidden_BLH.dtype).min),
+            position_embeddings=language.rotary_emb(hidden_BLH, position_ids=positions_BL),
             past_key_values=cache,
-            use_cache=False,
-        ).last_hidden_state
-        if select_S is not None:
-            hidden_BLH = hidden_BLH.flatten(0, 1).index_select(0, select_S)
+        )
+        hidden_selected = language.norm(hidden_selected)
 
         def logits(hidden: torch.Tensor) -> torch.Tensor:
             return self.model["generation_head"](hidden) if head == "image" else self.lm_head(hidden, rows)
 
         if reduce is None:
-            return logits(hidden_BLH)
+            return logits(hidden_selected)
         start, stop = (0, self.num_codes) if head == "image" else rows or (0, self.lm_head.out_features)
-        return in_chunks(logits, hidden_BLH, stop - start, reduce, groups)
+        return in_chunks(logits, hidden_selected, stop - start, reduce, groups)
 
 
 def _use_torch_norms(llama: nn.Module, eps: float) -> None:

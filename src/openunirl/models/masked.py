@@ -1,13 +1,15 @@
 """Masked discrete diffusion over image tokens: the sampler of MaskGIT / Show-o, and estimators of its log-probability.
 
-In: a function from a partly masked image to token logits. Out: tokens, the step at which each was revealed, and their
-log-probs. Source: MaskGIT (arXiv 2202.04200); Show-o's released sampler for the order of draws and its quirks (the
-confidence temperature is a running product; one mask is kept until the end and that step's draws are returned).
+In: a function from a partly masked image to token logits at its masked places. Out: tokens, the step at which each was
+revealed, and their log-probs. Source: MaskGIT (arXiv 2202.04200); Show-o's released sampler for the order of draws and
+its quirks (the confidence temperature is a running product; one mask is kept until the end and that step's draws are
+returned).
 
 Departures: 1. `reveal_step` is recorded (METHOD 2), so that (tokens, reveal_step) is the whole trajectory;
-2. token logits may be divided by a temperature (official: always 1).
+2. token logits may be divided by a temperature (official: always 1);
+3. logits and draws are made where a token may be masked only, unless the source of draws needs them `everywhere`.
 
-Shapes: B images, N tokens, V codes, T timesteps.
+Shapes: B images, N tokens, K of them that may be masked, V codes, T timesteps.
 """
 
 from __future__ import annotations
@@ -72,6 +74,18 @@ def remask(
     return confidence_BN < cut_B1
 
 
+def masked_counts(num_tokens: int, num_timesteps: int, schedule: str = "cosine") -> list[int]:
+    """The most tokens of an image that are masked at each step: `remask` keeps fewer where confidences tie.
+
+    Example: masked_counts(64, 4) == [64, 59, 45, 24]
+    """
+    counts = [num_tokens]
+    for step in range(1, num_timesteps):
+        wanted = torch.floor(num_tokens * mask_ratio(schedule, torch.tensor(step / num_timesteps)))
+        counts.append(max(1, min(counts[-1] - 1, int(wanted))))
+    return counts
+
+
 @dataclass(frozen=True, kw_only=True)
 class MaskedSample:
     """tokens_BN, reveal_step_BN int64; logprobs_BN float32."""
@@ -82,38 +96,52 @@ class MaskedSample:
 
 
 def sample(
-    logits_fn: Callable[[torch.Tensor], torch.Tensor],
+    logits_fn: Callable[[int, torch.Tensor, torch.Tensor | None], torch.Tensor],
     draws: Draws,
     start_BN: torch.Tensor,
     sampling: ImageSampling,
     schedule: str = "cosine",
 ) -> MaskedSample:
-    """Draws images. `logits_fn` takes codes [B, N] with MASKED holes and returns the acting policy's logits [B, N, V].
+    """Draws images. `logits_fn` takes the step, codes [B, N] with MASKED holes and places [B, K], and returns the
+    acting policy's logits [B, K, V]; without places (None) those of all, [B, N, V].
 
     start_BN is all MASKED, or partly given (in-painting; given tokens get reveal step -1).
     """
-    tokens_BN = start_BN.clone()
+    tokens_BN, shape = start_BN.clone(), start_BN.shape
     reveal_BN = torch.full_like(start_BN, -1)
-    logprobs_BN = torch.zeros(start_BN.shape, device=start_BN.device)
+    logprobs_BN = torch.zeros(shape, device=start_BN.device)
     temperatures = confidence_temperatures(sampling.confidence_temperature, sampling.num_timesteps)
-    for step in range(sampling.num_timesteps):
+    for step, count in enumerate(masked_counts(shape[1], sampling.num_timesteps, schedule)):
         unknown_BN = tokens_BN == MASKED
-        logp_BNV = torch.log_softmax(logits_fn(tokens_BN).float() / sampling.temperature, dim=-1)
-        probs_BNV = logp_BNV.exp()
-        drawn_BN = draws.tokens(step, probs_BNV)
-        noise_BN = gumbel(draws.uniform(step, start_BN.shape[1])).to(start_BN.device)
-        drawn_BN = torch.where(unknown_BN, drawn_BN, tokens_BN)
+        at_BK = None if draws.everywhere or count == shape[1] else _first_places(unknown_BN, count)
+        logp_BKV = torch.log_softmax(logits_fn(step, tokens_BN, at_BK).float() / sampling.temperature, dim=-1)
+        probs_BKV = logp_BKV.exp()
+        drawn_BK = draws.tokens(step, probs_BKV) if at_BK is None else draws.tokens(step, probs_BKV, at_BK)
+        chosen_BK = probs_BKV.gather(-1, drawn_BK[..., None])[..., 0]
+        logp_BK = logp_BKV.gather(-1, drawn_BK[..., None])[..., 0]
+        noise_BN = gumbel(draws.uniform(step, shape[1])).to(start_BN.device)
+        drawn_BN = torch.where(unknown_BN, _placed(drawn_BK, at_BK, shape), tokens_BN)
         if step == sampling.num_timesteps - 1:
             keep_masked_BN = torch.zeros_like(unknown_BN)  # this step's draws are returned
         else:
-            chosen_BN = probs_BNV.gather(-1, drawn_BN[..., None])[..., 0]
             ratio = mask_ratio(schedule, torch.tensor((step + 1) / sampling.num_timesteps))
+            chosen_BN = _placed(chosen_BK, at_BK, shape)
             keep_masked_BN = remask(chosen_BN, unknown_BN, noise_BN, temperatures[step], ratio)
         revealed_BN = unknown_BN & ~keep_masked_BN
         reveal_BN = torch.where(revealed_BN, step, reveal_BN)
-        logprobs_BN = torch.where(revealed_BN, logp_BNV.gather(-1, drawn_BN[..., None])[..., 0], logprobs_BN)
+        logprobs_BN = torch.where(revealed_BN, _placed(logp_BK, at_BK, shape), logprobs_BN)
         tokens_BN = drawn_BN.masked_fill(keep_masked_BN, MASKED)
     return MaskedSample(tokens_BN=tokens_BN, reveal_step_BN=reveal_BN, logprobs_BN=logprobs_BN)
+
+
+def _first_places(unknown_BN: torch.Tensor, count: int) -> torch.Tensor:
+    """int64 [B, count]: all unknown places, in order, then as many of the others as it takes."""
+    return (~unknown_BN).byte().argsort(dim=1, stable=True)[:, :count]
+
+
+def _placed(values_BK: torch.Tensor, at_BK: torch.Tensor | None, shape: torch.Size) -> torch.Tensor:
+    """[B, N], 0 where there is no value."""
+    return values_BK if at_BK is None else values_BK.new_zeros(shape).scatter(1, at_BK, values_BK)
 
 
 # ------------------------------------------------------------------------------------------------ estimators

@@ -4,9 +4,10 @@ In: prompts, questions, images as tokens. Out: rollouts and scores (types.py). S
 UniRL's release for inference; METHOD 2 for log-probs of a masked sampler.
 
 Departures: 1. the text prefix is computed once per distinct prompt and the unconditional one once per batch (text never
-looks at the image, so this is exact); 2. only code rows of the head at image positions, and text rows at answer
-positions, are computed; 3. answers are limited to text ids (the official code can emit image ids) and batched with a
-key/value cache; 4. pads common to a batch are cut off (positions stay absolute, and pads are never attended).
+looks at the image, so this is exact), and so is the first step, at which no image shows anything; 2. only code rows of
+the head at masked positions, and text rows at answer positions, are computed; 3. answers are limited to text ids (the
+official code can emit image ids) and batched with a key/value cache; 4. pads common to a batch are cut off (positions
+stay absolute, and pads are never attended).
 
 Shapes: B images, Q questions, N image tokens, T answer tokens, V codes, L positions, S selected positions, H hidden.
 """
@@ -34,8 +35,9 @@ from openunirl.models.magvit import Magvit, MagvitConfig, preprocess, quantizer_
 from openunirl.models.masked import MASKED, Estimator
 from openunirl.models.packed_linear import packed_linears
 from openunirl.models.packing import pack
-from openunirl.models.policy import drawing_loss, guide, log_policy, score
+from openunirl.models.policy import drawing_loss, log_policy, score
 from openunirl.models.protocol import PretrainBatch, Support
+from openunirl.models.showo_drawing import DrawingPasses
 from openunirl.models.showo_net import ShowoNet, ShowoSizes
 from openunirl.models.showo_prompting import Prompting
 from openunirl.models.static_cache import StaticCache
@@ -151,33 +153,23 @@ class Showo(Adapter):
     ) -> ImageRollout:
         if sampling.top_k or sampling.top_p != 1:
             raise ValueError(f"Show-o draws from all codes: top_k={sampling.top_k} must be 0, top_p={sampling.top_p} 1")
-        guided = sampling.guidance_scale != 1
-        prefix_BL, rows_B = self._prefixes(prompts, guided)
-        cache = PrefixCache()
-        self.net(
-            prefix_BL,
-            self.prompting.t2i_mask(prefix_BL),
-            positions_BL=self._tail(prefix_BL),
-            cache=cache,
-            **self._nothing,
-        )
-        cache = cache.select(rows_B)
-        cache.frozen = True
-        prefix_BL = prefix_BL.index_select(0, rows_B)
-        # soi, image and eoi see the text (not its pads) and the whole image block
-        see_B1L = (prefix_BL != self.prompting.vocab.pad)[:, None, None]
-        block = self.num_image_tokens + 2
-        mask = torch.cat([see_B1L, see_B1L.new_ones(len(rows_B), 1, 1, block)], dim=-1).expand(-1, 1, block, -1)
-        positions = torch.arange(block, device=self.device)[None] + self.prompting.max_text_len + 1
-
-        def logits_fn(tokens_BN: torch.Tensor) -> torch.Tensor:
-            ids_BL = self.prompting.image_block(self._image_ids(tokens_BN)).repeat(2 if guided else 1, 1)
-            logits = self.net(ids_BL, mask, positions_BL=positions, cache=cache, rows=self._code_rows)
-            return guide(logits[:, 1:-1], sampling.guidance_scale)
-
+        text_DL, rows_R = self._prefixes(prompts, sampling.guidance_scale != 1)
+        texts, mask, tail = PrefixCache(), self.prompting.t2i_mask(text_DL), self._tail(text_DL)
         start_BN = torch.full((len(prompts), self.num_image_tokens), MASKED, device=self.device)
         with packed_linears(self.net):
-            drawn = masked.sample(logits_fn, draws or KeyedDraws(seeds_B.to(self.device)), start_BN, sampling)
+            self.net(text_DL, mask, positions_BL=tail, cache=texts, **self._nothing)
+            texts.frozen = True
+            passes = DrawingPasses(
+                net=self.net,
+                prompting=self.prompting,
+                image_ids=self._image_ids,
+                texts=texts,
+                text_DL=text_DL,
+                rows_R=rows_R,
+                rows=self._code_rows,
+                guidance_scale=sampling.guidance_scale,
+            )
+            drawn = masked.sample(passes, draws or KeyedDraws(seeds_B.to(self.device)), start_BN, sampling)
         return ImageRollout(
             prompts=tuple(prompts),
             tokens_BN=drawn.tokens_BN,
@@ -237,7 +229,7 @@ class Showo(Adapter):
             ids_BL,
             self.prompting.t2i_mask(ids_BL),
             positions_BL=self._tail(ids_BL),
-            select_S=select_S,
+            select=select_S,
             rows=self._code_rows,
             **reduced,
         )
@@ -265,7 +257,7 @@ class Showo(Adapter):
     @property
     def _nothing(self) -> dict[str, Any]:
         """Arguments of a forward that only fills the cache: no position is selected, so the head costs nothing."""
-        return {"select_S": torch.zeros(0, dtype=torch.int64, device=self.device), "rows": (0, 1)}
+        return {"select": torch.zeros(0, 0, dtype=torch.int64, device=self.device), "rows": (0, 1)}
 
     @property
     def _code_rows(self) -> tuple[int, int]:
@@ -281,9 +273,9 @@ class Showo(Adapter):
         length = prefix_BL.shape[1]
         mask = torch.ones(1, 1, length, length, dtype=torch.bool, device=self.device)
         cache, prompt_ids = StaticCache(length), [self.prompting.question(q.question) for q in questions]
-        self.net(prefix_BL, mask, cache=cache, **soft, **self._nothing)
         vocab, rows_Q = self.prompting.vocab, torch.tensor([q.image for q in questions], device=self.device)
         with packed_linears(self.net):
+            self.net(prefix_BL, mask, cache=cache, **soft, **self._nothing)
             return decode_answers(
                 self.net,
                 cache.select(rows_Q, length + max(map(len, prompt_ids)) + sampling.max_new_tokens),
@@ -324,7 +316,7 @@ class Showo(Adapter):
             torch.cat([prefix_BL, packed.text_BL.to(device)], dim=1),
             packed.mask.to(device),
             positions_BL=packed.positions_BL.to(device),
-            select_S=packed.select_S.to(device),
+            select=packed.select_S.to(device),
             rows=(0, self.prompting.vocab.text_size) if support == "text" else None,
             **soft,
         )

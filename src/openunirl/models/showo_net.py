@@ -1,11 +1,12 @@
 """The network of Show-o: transformers' Phi with q/k layer norm, a sliced head and a mixable embedding.
 
 In: token ids (or relaxed one-hots at the image positions), a boolean attention mask, positions. Out: logits of the
-asked rows of the vocabulary at the asked positions. Parameter names are the official ones (`showo.` + Phi's).
+asked rows of the vocabulary at the asked positions, of which alone the last layer is computed (trunk.py). Parameter
+names are the official ones (`showo.` + Phi's).
 
 Departures: 1. masks are boolean here and become additive in the model's dtype (the official -9.2e18 overflows fp16).
 
-Shapes: B rows, L positions, N image tokens, S selected positions (flattened over B*L), V rows of the vocabulary.
+Shapes: B rows, L positions, N image tokens, S (flat) or K (of each row) selected positions, V rows of the vocabulary.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PhiConfig, PhiForCausalLM
+from transformers.models.phi.modeling_phi import PhiDecoderLayer
 
 from openunirl.models.chunked import Reduce, in_chunks
 from openunirl.models.layers import PrefixCache, RowsEmbedding, RowsLinear
+from openunirl.models.trunk import Rotation, additive_mask, attend, run_layers, selected
 
 _TELLING = {
     "showo.model.embed_tokens.weight": 2,
@@ -89,6 +92,25 @@ class ShowoSizes:
         return config
 
 
+class ShowoLayer(PhiDecoderLayer):
+    """Phi's layer, at the positions `select` (trunk.py): attention and what follows it both start from one norm."""
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_BLH: torch.Tensor,
+        attention_mask: torch.Tensor,
+        position_embeddings: Rotation,
+        past_key_values: PrefixCache | None = None,
+        select: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        own: Any = self.self_attn
+        normed_BLH, norms = self.input_layernorm(hidden_BLH), (own.q_layernorm, own.k_layernorm)
+        attended = attend(
+            own, own.dense, normed_BLH, position_embeddings, attention_mask, past_key_values, select, norms
+        )
+        return attended + self.mlp(selected(normed_BLH, select)) + selected(hidden_BLH, select)
+
+
 class ShowoNet(nn.Module):
     """All of Show-o that is trained. Called as net(ids, mask, ...); state-dict keys equal the official checkpoint's."""
 
@@ -99,6 +121,8 @@ class ShowoNet(nn.Module):
         phi = PhiForCausalLM(sizes.phi_config(attn_implementation))
         phi.model.embed_tokens = RowsEmbedding(sizes.vocab_size, sizes.hidden_size)
         phi.lm_head = RowsLinear(sizes.hidden_size, sizes.vocab_size)
+        for layer in phi.model.layers:
+            layer.__class__ = ShowoLayer  # the same weights, another forward
         nn.init.normal_(phi.model.embed_tokens.weight, std=0.02)
         nn.init.normal_(phi.lm_head.weight, std=0.02)
         nn.init.zeros_(phi.lm_head.bias)
@@ -111,7 +135,7 @@ class ShowoNet(nn.Module):
         *,
         positions_BL: torch.Tensor | None = None,
         cache: PrefixCache | None = None,
-        select_S: torch.Tensor | None = None,
+        select: torch.Tensor | None = None,
         rows: tuple[int, int] | None = None,
         onehots_BNV: torch.Tensor | None = None,
         onehots_start: int = 0,
@@ -119,11 +143,13 @@ class ShowoNet(nn.Module):
         reduce: Reduce | None = None,
         groups: int = 1,
     ) -> Any:
-        """Logits at the positions `select_S` (flat indices into B*L; None = all) for the vocabulary range `rows`.
+        """Logits at the positions `select` (trunk.py: flat indices into B*L; None = all) for the vocabulary range
+        `rows`.
 
-        mask: bool [B or 1, 1, L, L (+ cached)], True = may attend. With `onehots_BNV` the embeddings of the N positions
-        from `onehots_start` are onehots @ embedding[onehots_row:...], and the ids there are not read.
-        Returns [S, V] or [B, L, V]; with `reduce`, what it makes of them (chunked.py).
+        mask: bool [B or 1, 1, L or 1, L (+ cached)], True = may attend. With `onehots_BNV` the embeddings of the N
+        positions from `onehots_start` are onehots @ embedding[onehots_row:...], and the ids there are not read.
+        Returns [B, L, V] or as many as are selected, [S, V] or [B, K, V]; with `reduce`, which takes [S], what it makes
+        of them (chunked.py).
         """
         embed: Any = self.showo.model.embed_tokens
         if onehots_BNV is None:
@@ -132,24 +158,23 @@ class ShowoNet(nn.Module):
             end = onehots_start + onehots_BNV.shape[1]
             soft_BNH = embed(None, onehots_BNV, onehots_row)
             hidden_BLH = torch.cat([embed(ids_BL[:, :onehots_start]), soft_BNH, embed(ids_BL[:, end:])], dim=1)
-        hidden_BLH = self.showo.model(
-            inputs_embeds=hidden_BLH,
-            attention_mask=self._attention_mask(mask, hidden_BLH),
-            position_ids=positions_BL,
-            past_key_values=cache,  # type: ignore[arg-type]
-            use_cache=False,
-        ).last_hidden_state
-        if select_S is not None:
-            hidden_BLH = hidden_BLH.flatten(0, 1).index_select(0, select_S)
+        trunk: Any = self.showo.model
+        if positions_BL is None:
+            seen = cache.get_seq_length() if cache is not None else 0
+            positions_BL = torch.arange(seen, seen + hidden_BLH.shape[1], device=hidden_BLH.device)[None]
+        # -inf is what sdpa makes of a bool mask, in every layer anew
+        low = -torch.inf if self.attn_implementation == "sdpa" else torch.finfo(hidden_BLH.dtype).min
+        hidden = run_layers(
+            trunk.layers,
+            hidden_BLH,
+            select,
+            attention_mask=additive_mask(mask, hidden_BLH, low),
+            position_embeddings=trunk.rotary_emb(hidden_BLH, position_ids=positions_BL),
+            past_key_values=cache,
+        )
+        hidden = trunk.final_layernorm(hidden)
         head: Any = self.showo.lm_head
         if reduce is None:
-            return head(hidden_BLH, rows)
+            return head(hidden, rows)
         start, stop = rows or (0, self.sizes.vocab_size)
-        return in_chunks(lambda hidden_SH: head(hidden_SH, rows), hidden_BLH, stop - start, reduce, groups)
-
-    def _attention_mask(self, mask: torch.Tensor, hidden_BLH: torch.Tensor) -> torch.Tensor:
-        mask = mask.expand(hidden_BLH.shape[0], -1, -1, -1)
-        if self.attn_implementation == "sdpa":
-            return mask
-        additive = torch.zeros(mask.shape, dtype=hidden_BLH.dtype, device=mask.device)
-        return additive.masked_fill_(~mask, torch.finfo(hidden_BLH.dtype).min)
+        return in_chunks(lambda hidden_SH: head(hidden_SH, rows), hidden, stop - start, reduce, groups)

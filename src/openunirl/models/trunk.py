@@ -1,0 +1,91 @@
+"""A decoder's layers, the last of which is computed only where it is read: its keys and values are needed everywhere
+(others attend to them, now or through a cache), its queries and all that follows them at selected positions.
+
+In: transformers' layers, hidden states, an additive mask, a rotation, a cache. Out: hidden states of the selected
+positions. What `select` says: None, everything; [S], flat places in B*L; [B, K], the same with equally many in each
+row, which spares the other positions' queries, too; [0, 0], nothing: the pass only fills the cache.
+
+Shapes: B rows, L positions, M positions attended to, S or K selected ones, H hidden, R rotated entries of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import eager_attention_forward
+
+from openunirl.models.layers import PrefixCache
+
+Rotation = tuple[torch.Tensor, torch.Tensor]
+"""Cosines and sines [1 or B, L, R]."""
+
+
+def run_layers(layers: Iterable[nn.Module], hidden_BLH: torch.Tensor, select: torch.Tensor | None, **given: Any) -> Any:
+    """[B, L, H], or of the selected positions [S, H] or [B, K, H]."""
+    *most, last = layers
+    for layer in most:
+        hidden_BLH = layer(hidden_BLH, **given)
+    return last(hidden_BLH, select=select, **given)
+
+
+def additive_mask(mask: torch.Tensor, like: torch.Tensor, low: float) -> torch.Tensor:
+    """Zeros where a bool mask says that one may attend, `low` elsewhere; in the dtype of `like`."""
+    return torch.zeros(mask.shape, dtype=like.dtype, device=mask.device).masked_fill_(~mask, low)
+
+
+def selected(table: torch.Tensor, select: torch.Tensor | None) -> torch.Tensor:
+    """[1 or B, L, ...] at the selected positions: [S, ...] or [B, K, ...]. A table of one row is that of all rows."""
+    if select is None:
+        return table
+    places = select % table.shape[1] if len(table) == 1 else select
+    return table.flatten(0, 1).index_select(0, places.flatten()).unflatten(0, select.shape)
+
+
+def attend(
+    module: Any,
+    project: Callable[[torch.Tensor], torch.Tensor],
+    normed_BLH: torch.Tensor,
+    rotation: Rotation,
+    mask: torch.Tensor,
+    cache: PrefixCache | None,
+    select: torch.Tensor | None,
+    norms: Sequence[Callable[[torch.Tensor], torch.Tensor]] = (),
+) -> torch.Tensor:
+    """What transformers' attention `module` makes of its input, at the selected positions. `project` is its last
+    layer; `norms` are those of queries and of keys. mask: [1 or B, 1, L or 1, M]."""
+
+    def heads(linear: nn.Module, input_BLH: torch.Tensor, number: int) -> torch.Tensor:
+        split = linear(input_BLH).unflatten(-1, (-1, module.head_dim)).transpose(1, 2)
+        return norms[number](split) if norms else split
+
+    keys = rotate(heads(module.k_proj, normed_BLH, 1), rotation)
+    values = module.v_proj(normed_BLH).unflatten(-1, (-1, module.head_dim)).transpose(1, 2)
+    if cache is not None:
+        keys, values = cache.update(keys, values, module.layer_idx)
+    if select is not None and select.ndim == 2:
+        if not select.numel():
+            return normed_BLH.new_zeros(*select.shape, normed_BLH.shape[-1])
+        normed_BLH = selected(normed_BLH, select)
+        rotation = selected(rotation[0], select), selected(rotation[1], select)
+        if mask.shape[2] > 1:
+            mask = selected(mask[:, 0], select)[:, None]
+    queries = rotate(heads(module.q_proj, normed_BLH, 0), rotation)
+    compute = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager_attention_forward)
+    attended_BLH = compute(module, queries, keys, values, mask, dropout=0.0, scaling=module.scaling)[0].flatten(2)
+    if select is not None and select.ndim == 1:
+        attended_BLH = selected(attended_BLH, select)
+    return project(attended_BLH)
+
+
+def rotate(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+    """Rotary positions on the first R entries of each head: [B, heads, L, head_dim]."""
+    cos, sin = (table.unsqueeze(1) for table in rotation)
+    size = cos.shape[-1]
+    turned = x[..., :size]
+    first, second = turned.chunk(2, dim=-1)
+    turned = turned * cos + torch.cat((-second, first), dim=-1) * sin
+    return turned if size == x.shape[-1] else torch.cat((turned, x[..., size:]), dim=-1)
