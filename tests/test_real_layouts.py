@@ -91,8 +91,11 @@ class Chain:
     """0: the family has none."""
     layouts: tuple = ()
     """The layouts that a checkpoint is converted to, one after the other."""
-    short: bool = False
-    """Without the SFT preset, the evaluation of the base and what compares them: others have run these."""
+    sft: bool = True
+    """Whether the SFT preset is run, too; without, another chain has run it on the same network."""
+    compared: bool = False
+    """Whether the base and the SFT checkpoint are evaluated, too, with references, and compared: once in each family,
+    because nothing there depends on a size or a preset that the other evaluation does not run."""
     evaluated: bool = False
     """Whether the GRPO run evaluates itself, on one prompt."""
 
@@ -150,10 +153,13 @@ def pipeline(tmp_path, parts, chain):
     source = exported(grpo, tmp_path / "grpo", chain)
     learned = same_weights(grpo, source, family)
     scored = {"grpo-scores": source}
-    if not chain.short:
-        scored["sft-scores"] = sft = chain.training(tmp_path / "sft", parts, "sft")
+    if chain.sft:
+        sft = chain.training(tmp_path / "sft", parts, "sft")
         other = same_weights(sft, exported(sft, tmp_path / "sft", chain), family)
         assert any(not torch.equal(learned[key], other[key]) for key in learned), "one run's weights, compared twice"
+        run("report", tmp_path / "grpo", tmp_path / "sft", "--output", tmp_path / "runs.html")
+        assert "grpo" in (page := (tmp_path / "runs.html").read_text()) and "<svg" in page
+        scored |= {"sft-scores": sft} if chain.compared else {}
     drawn = ["--prompts", "a photo of a bench", "--num-images", 1, "--output-dir", tmp_path / "drawn"]
     run("generate", source, "--settings", chain.name, *chain.steps("sampling"), *drawn)
     assert (tmp_path / "drawn/00000/samples/0000.png").is_file()
@@ -161,7 +167,7 @@ def pipeline(tmp_path, parts, chain):
     common += ["--max-new-tokens", 3, *chain.steps("sampling"), "--detector-weights", parts / "mask2former"]
     common += ["--color-weights", parts / "clip"]
     folders, references = [tmp_path / name for name in scored], []
-    if not chain.short:
+    if chain.compared:
         run("evaluate", chain.weights, *chain.model, *common, "--output-dir", tmp_path / "base")
         folders = [tmp_path / "base", *folders]
         for number in ("00000", "00003"):  # a right one and a wrong one
@@ -179,15 +185,13 @@ def pipeline(tmp_path, parts, chain):
             assert row["correct"] or re.search(REASONS[row["tag"]], row["reason"]), row
         assert not judged[-1]["correct"]
     run("report", tmp_path / "grpo")
-    if chain.short:
+    if not chain.compared:
         return
     assert told[0]["understanding"]["n"] == 0 and all(summary["understanding"]["n"] == 1 for summary in told[1:])
     assert told[1]["imbalance"]["own_images"].keys() == told[1]["imbalance"]["reference_images"].keys()
     page = tmp_path / "comparison.html"
     run("report", *folders, "--output", page)
     assert "grpo-scores" in page.read_text() and page.read_text().count("<img") == len(RECORDS) * len(folders)
-    run("report", tmp_path / "grpo", tmp_path / "sft", "--output", page)
-    assert "grpo" in page.read_text() and "<svg" in page.read_text()
 
 
 @pytest.mark.parametrize(("name", "tokens"), [("showo-256", 256), ("showo-512", 1024)])
@@ -204,6 +208,7 @@ def test_showo(tmp_path, parts, name, tokens):
             train=SMALL if tokens > 256 else (),
             layouts=("hf", "official"),
             evaluated=tokens == 256,
+            compared=tokens == 256,
         ),
     )
 
@@ -219,8 +224,8 @@ def test_janus(tmp_path, parts, name, start):
         run("convert", weights, tmp_path / "hf", "--layout", "hf")
         JanusForConditionalGeneration.from_pretrained(tmp_path / "hf")
         weights = tmp_path / "hf"
-    chain = Chain(name=name, weights=weights, train=SMALL, layouts=("official",), short=name == "janus-pro-1b")
-    pipeline(tmp_path, parts, chain)
+    more = {"sft": name != "janus-pro-1b", "compared": name == "janus-pro-7b"}
+    pipeline(tmp_path, parts, Chain(name=name, weights=weights, train=SMALL, layouts=("official",), **more))
 
 
 # ------------------------------------------------------------------------------------------------- presets

@@ -3,6 +3,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -147,9 +148,7 @@ def test_a_finished_one_repeats_nothing(whole, counted):
 
 
 def test_a_picture_that_is_gone_or_another_is_drawn_again(whole, tmp_path, counted):
-    out = tmp_path / "out"
-    call(out)
-    counted |= {"drawn": 0, "answered": 0}
+    out = shutil.copytree(whole, tmp_path / "out")
     places = [out / "evaluation" / f"0000{i}" / "samples" / "0001.png" for i in range(3)]
     places[0].unlink()
     places[1].write_bytes(places[1].read_bytes()[:60])
