@@ -57,7 +57,8 @@ class RolloutConfig:
     """How training images are drawn."""
     drawn_by: Literal["policy", "base"] = "policy"
     """Who draws: the policy that is trained, or (SFT only) the frozen base, whose images cannot drift. Answers and
-    verdicts are the policy's in any case."""
+    verdicts are the policy's in any case, and end-to-end so is the relaxation: its conditional noise then takes the
+    token for one that the policy drew, which is less true the further the two are apart."""
     base_guidance_scale: float | None = None
     """Guidance of the base where it draws; None = the policy's own. More of it is imitated along with the verdicts."""
     base_temperature: float | None = None
@@ -168,7 +169,8 @@ class LossConfig:
     """Every so many steps the frozen base becomes a copy of the policy (TRL's name); 0 = never. Where the base draws,
     each copy starts a new round of rejection sampling. The KL and the frozen judge follow, too. Not with LoRA."""
     logprob_guidance: bool = True
-    """Score with guided logits (two forwards, exact), or with the conditional branch only."""
+    """Score with guided logits (two forwards, exact), or with the conditional branch only. End-to-end under guidance
+    the second is refused: the image is relaxed as the policy that drew it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -207,6 +207,13 @@ def _check_relaxation(config: RunConfig) -> None:
             f"--loss.reward-coef is {loss.reward_coef}: it follows the gradient of a soft reward, which wants "
             "--loss.method grpo, --loss.end-to-end, --reward.kind probability and self or frozen in --reward.sources"
         )
+    scale = config.rollout.sampling.guidance_scale
+    if loss.end_to_end and not loss.logprob_guidance and scale != 1:
+        raise ValueError(
+            f"--loss.no-logprob-guidance with --loss.end-to-end and --rollout.sampling.guidance-scale {scale}: the "
+            "image would be relaxed as the policy without guidance, which did not draw it; use "
+            "--loss.logprob-guidance, or --rollout.sampling.guidance-scale 1"
+        )
     for name in ("tau", "final_tau"):
         value = getattr(config.loss.relaxation, name)
         if value is not None and value <= 0:
