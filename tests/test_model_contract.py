@@ -104,6 +104,15 @@ def test_sampling_is_deterministic_and_seeds_matter(model, sampling):
     assert torch.equal(first, second) and not torch.equal(first, other)
 
 
+@pytest.mark.parametrize("bad", [ImageSampling(top_k=-1), ImageSampling(top_p=0.0), ImageSampling(top_p=1.5)])
+def test_a_sampling_that_cannot_be_followed_is_known_before_it_is(model, bad):
+    for refuse in (model.check_sampling, lambda sampling: model.sample_images(PROMPTS[:1], seeds(1), sampling)):
+        with pytest.raises(ValueError, match=rf"top_k={bad.top_k} must be 0.* top_p={bad.top_p}"):
+            refuse(bad)
+    for good in SAMPLINGS.values():
+        model.check_sampling(good)
+
+
 def test_a_prompt_that_does_not_fit_names_itself(model):
     with pytest.raises(ValueError, match="a photo of a red red"):
         model.check_prompts(["a photo of a red " + "red " * 400])

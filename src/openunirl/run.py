@@ -39,6 +39,7 @@ from openunirl.step_metrics import step_metrics
 from openunirl.tasks.worlds import World
 from openunirl.types import Prompt
 from openunirl.validate import check
+from openunirl.validate_model import check_model
 
 
 @dataclass
@@ -72,6 +73,7 @@ class Run:
         world = open_world(config, device_of_process())
         check_sources(config.reward, world)
         model = load_model(config.model)
+        check_model(config, model)
         set_up(model, config)
         if point:
             checkpoint.load_model(point, model)

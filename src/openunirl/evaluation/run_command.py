@@ -22,6 +22,7 @@ from openunirl.generate import check_numbers, check_sampling
 from openunirl.models.protocol import load_model
 from openunirl.report_numbers import imbalance_table, summary_table, unsettled_lines
 from openunirl.tasks.worlds import WORLDS
+from openunirl.validate_model import check_sampling_of
 
 
 def evaluate_command(
@@ -43,6 +44,7 @@ def evaluate_command(
     if not processes.is_main:
         return
     adapter, place = load_model(model).to(processes.device, getattr(torch, dtype)), WORLDS[world]()
+    check_sampling_of(adapter, config.sampling)
     prompts = place.evaluation_prompts(config.split, config.num_prompts, seed)
     references = place.evaluation_prompts(config.split, max(config.num_references, config.num_prompts), seed)
     about = {"model": model.weights, "split": config.split, "dtype": dtype}

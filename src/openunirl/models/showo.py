@@ -149,8 +149,7 @@ class Showo(Adapter):
         sampling: ImageSampling,
         draws: masked.Draws | None = None,
     ) -> ImageRollout:
-        if sampling.top_k or sampling.top_p != 1:
-            raise ValueError(f"Show-o draws from all codes: top_k={sampling.top_k} must be 0, top_p={sampling.top_p} 1")
+        self.check_sampling(sampling)
         guided = sampling.guidance_scale != 1
         prefix_BL, rows_B = self._prefixes(prompts, guided)
         cache = PrefixCache()
