@@ -88,7 +88,7 @@ def run(model, rollout, config, advantages=None, parts=1):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("method", "end_to_end"), OBJECTIVES)
-def test_every_objective_trains(family, method, end_to_end, tmp_path, monkeypatch):
+def test_every_objective_trains(family, method, end_to_end, tmp_path, monkeypatch, capsys):
     """Two steps of the same loop, several prompts with one image each for SFT; the weights move and stay finite, and
     each step's relaxation reaches the model."""
     start = build(family, shapes.vocabulary(), seed=9)
@@ -117,6 +117,8 @@ def test_every_objective_trains(family, method, end_to_end, tmp_path, monkeypatc
     )  # fmt: skip
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2]
+    unread = "warning: --rollout.sampling.num-timesteps 3 does nothing"
+    assert (unread in capsys.readouterr().err) == start.draws_tokens_in_turn
     told = [one for one in dict.fromkeys(relaxed) if one is not None]
     assert told == ([(0.8, "plain"), (0.5, "plain")] if end_to_end else [])
     assert all(math.isfinite(value) for line in lines for value in line.values())

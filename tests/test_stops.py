@@ -215,7 +215,6 @@ def test_the_users_own_prompts_are_trained_on(weights, tmp_path):
     [
         ({"train": TrainConfig(max_steps=0)}, "max-steps"),
         ({"train": TrainConfig(save_steps=-1)}, "save-steps"),
-        ({"loss": LossConfig(num_scored_steps=9)}, "num-scored-steps"),
         ({"loss": LossConfig(image_coef=0, answer_coef=0)}, "both 0"),
         ({"optim": OptimConfig(gradient_accumulation_steps=99)}, "accumulation"),
         ({"rollout": RolloutConfig(sampling=ImageSampling(temperature=0.0))}, "temperature"),

@@ -36,7 +36,8 @@ class ModelConfig:
     num_image_tokens: int | None = None
     """Tokens per image; needed only where the checkpoint has no config.json."""
     roles: tuple[str, str] | None = None
-    """What the checkpoint's prompts call user and assistant (Janus); None takes the checkpoint's own."""
+    """What the checkpoint's prompts call user and assistant (Janus; others refuse it); None takes the checkpoint's
+    own."""
     attn_implementation: Literal["sdpa", "eager"] = "sdpa"
     """Attention kernel. On a CPU at tiny sizes "eager" has the faster backward."""
 
@@ -158,13 +159,13 @@ class LossConfig:
     """Log-prob estimator of a masked model (autoregressive ones score exactly and ignore it): steps of the sampler's
     own trajectory, random masks weighted to be a log-prob, random masks as in training, or everything masked."""
     num_scored_steps: int = 2
-    """Steps of the trajectory that are scored, drawn at random; 0 = all."""
+    """Steps of the trajectory that are scored, drawn at random; 0 = all. Autoregressive models ignore it."""
     num_draws: int = 1
-    """Random masks per rollout for the estimators "remask" and "training_loss"."""
+    """Random masks per rollout for the estimators "remask" and "training_loss". Autoregressive models ignore it."""
     mask_time: float = 1.0
     """Random masks are drawn at times of the schedule from 0 (all is masked) to this one. Below 1 only early states are
     scored, those in which what the picture shows is decided; it is then no log-prob of the whole image. For the
-    estimators "remask" and "training_loss"."""
+    estimators "remask" and "training_loss"; autoregressive models ignore it."""
     ref_model_sync_steps: int = 0
     """Every so many steps the frozen base becomes a copy of the policy (TRL's name); 0 = never. Where the base draws,
     each copy starts a new round of rejection sampling. The KL and the frozen judge follow, too. Not with LoRA."""

@@ -39,7 +39,7 @@ from openunirl.step_metrics import step_metrics
 from openunirl.tasks.worlds import World
 from openunirl.types import Prompt
 from openunirl.validate import check
-from openunirl.validate_model import check_model
+from openunirl.validate_model import check_model, unread
 
 
 @dataclass
@@ -112,6 +112,8 @@ class Run:
             prompts=prompts,
         )
         run.warn_of_unknown_words()
+        for told in unread(config, model):
+            run.warn(told)
         for sentence in left_out if processes.is_main else ():
             run.console.print(sentence, highlight=False, soft_wrap=True)
         return run

@@ -89,11 +89,6 @@ def check(config: RunConfig) -> None:
     _check_relaxation(config)
     _check_shuffle(config)
     _check_reference(config)
-    steps, scored = config.rollout.sampling.num_timesteps, config.loss.num_scored_steps
-    if config.loss.estimator == "trajectory" and scored > steps:
-        raise ValueError(
-            f"--loss.num-scored-steps is {scored}, more than --rollout.sampling.num-timesteps {steps}; 0 scores all"
-        )
     images = config.rollout.num_prompts * config.rollout.num_generations
     if config.optim.gradient_accumulation_steps > images:
         raise ValueError(

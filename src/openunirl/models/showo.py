@@ -77,6 +77,8 @@ class Showo(Adapter):
     def load(cls, path: Path, source: ModelConfig) -> Showo:
         """From our folder (config.json, model, image_tokenizer, tokenizer/) or the official layout plus its two
         parts."""
+        if source.roles is not None:
+            raise ValueError("Show-o's prompts call nobody user or assistant: leave --model.roles out")
         config = checkpoints.read_config(path)
         own = path.is_dir() and (path / "image_tokenizer.safetensors").exists()
         state = checkpoints.read_state(path, "model" if own else None)
