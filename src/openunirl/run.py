@@ -26,6 +26,7 @@ from openunirl.evaluation.files import write_evaluation, write_summary
 from openunirl.evaluation.no_score import no_answers, no_drawing
 from openunirl.evaluation.run import Evaluation, evaluate
 from openunirl.guards import check_update, check_weights
+from openunirl.looks import collusion_warning, look_metrics
 from openunirl.losses import Stats
 from openunirl.metrics import JsonlTracker
 from openunirl.models.protocol import UnifiedModel, load_model
@@ -295,19 +296,15 @@ class Run:
             write_evaluation(self.folder / "evaluation", name, result, prompts)
 
     def evaluate_if_due(self, step: int) -> None:
-        """A cheap look at validation prompts, logged under eval/."""
+        """A cheap look at validation prompts, logged under eval/; and a warning where the gap has clearly grown."""
         every = self.config.train.eval_steps
         if not every or step % every or self.world.judge is None:
             return
         prompts = self.world.evaluation_prompts("validation", self.config.eval.during_prompts, self.config.seed)
         summary = self._evaluate(f"step {step}", prompts, prompts, step=step, split="validation").summary
-        told = {
-            "eval/geneval": summary["geneval"]["overall"],
-            "eval/understanding": summary["understanding"]["overall"],
-            "eval/self_reward": summary["self_reward"],
-            "eval/collusion_gap": summary["collusion_gap"],
-        }
-        self.processes.accelerator.log({k: value for k, value in told.items() if value is not None}, step=step)
+        self.processes.accelerator.log(look_metrics(summary), step=step)
+        if why := collusion_warning(run_directory.read_evaluation(self.folder, "before"), summary):
+            self.warn(f"step {step}: {why}")
         if self.processes.is_main:
             write_summary(self.folder / "evaluation", f"step-{step:06d}", summary)
 
