@@ -15,7 +15,8 @@ Columns, each the mean over batches (of numerators and denominators apart, where
     rel. variance        variance over draws over the exact gradient's squared length
 
 twice: for the policy gradient (each image weighted by its advantage under the preset's reward) and for the gradient of
-the mean log-prob. Unguided rows score the conditional branch only. Seed: the preset's.
+the mean log-prob. Unguided rows score the conditional branch only; "to time 0.5": random masks of early states only
+(mask_time), as the demo's preset draws them. Seed: the preset's.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import torch
 from openunirl.advantages import image_advantages
 from openunirl.config import RunConfig
 from openunirl.draws import key
-from openunirl.models.masked import Estimator
+from openunirl.models.masked import RANDOM_MASKS, Estimator
 from openunirl.models.protocol import UnifiedModel, load_model
 from openunirl.presets import PRESETS
 from openunirl.provenance import commit
@@ -59,7 +60,7 @@ def scored(
 ) -> Scored:
     images = rollout.images
     passes = model.scoring_passes(images, estimator, key(rollout.scoring_seeds_B, 100 + draw))
-    share = 1 / len(passes) if estimator.name == "remask" else 1.0
+    share = 1 / len(passes) if estimator.name in RANDOM_MASKS else 1.0
     parameters = [p for p in model.net.parameters() if p.requires_grad]
     logprob_B, gradients = torch.zeros(len(images.tokens_BN)), None
     for one in passes:
@@ -83,6 +84,11 @@ def estimators(num_timesteps: int) -> dict[str, Estimator]:
         "trajectory, all steps": Estimator(name="trajectory"),
         **{f"trajectory, {k} of {num_timesteps}": Estimator(name="trajectory", num_scored_steps=k) for k in some},
         **{f"remask, {m} draws": Estimator(name="remask", num_draws=m) for m in (1, 4)},
+        **{
+            f"training_loss{told}, {m} draws": Estimator(name="training_loss", num_draws=m, mask_time=latest)
+            for told, latest in (("", 1.0), (" to time 0.5", 0.5))
+            for m in (1, 4)
+        },
         "full_mask": Estimator(name="full_mask"),
     }
 
@@ -124,8 +130,9 @@ def measure(config: RunConfig, batches: int, prompts: int, images: int, draws: i
     model.freeze_reference()
     settings = config.rollout
     kinds = estimators(settings.sampling.num_timesteps)
+    branches = (True, False) if settings.sampling.guidance_scale != 1 else (False,)  # without guidance they are one
     rows: dict[tuple[bool, str], dict[str, float]] = {
-        (guided, name): defaultdict(float) for guided in (True, False) for name in kinds
+        (guided, name): defaultdict(float) for guided in branches for name in kinds
     }
     passes, worst, num_tokens = {}, 0.0, 1
     for step in range(1, batches + 1):
@@ -136,13 +143,13 @@ def measure(config: RunConfig, batches: int, prompts: int, images: int, draws: i
         advantages_B = image_advantages(rewards.image_BJ, images, config.loss.scale_rewards)
         credit_CB = torch.stack([advantages_B, torch.ones_like(advantages_B)])
         exact = None
-        for guided in (True, False):
+        for guided in branches:
             same = scored(model, rollout, credit_CB, kinds["trajectory, all steps"], 0, guided)
             if exact is None:
                 exact = same
                 worst = max(worst, float((exact.logprob_B - rollout.images.logprobs_BN.sum(1)).abs().max()))
             for name, kind in kinds.items():
-                random = kind.name == "remask" or kind.num_scored_steps > 0
+                random = kind.name in RANDOM_MASKS or kind.num_scored_steps > 0
                 some = [scored(model, rollout, credit_CB, kind, draw, guided) for draw in range(draws if random else 1)]
                 compare(some, exact, same, num_tokens, rows[guided, name])
                 passes[name] = len(model.scoring_passes(rollout.images, kind, rollout.scoring_seeds_B))

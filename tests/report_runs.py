@@ -108,7 +108,7 @@ def write_run(run: Path) -> Path:
     """A run directory with both evaluations, metrics and configuration; returns it."""
     write_side(run, "before", report_rows(BEFORE, 0.3, 1), references(2))
     write_side(run, "after", report_rows(AFTER, 0.3, 2), references(3))
-    small = {"eval/geneval": 0.4, "eval/collusion_gap": 0.1}
+    small = {"eval/geneval": 0.4, "eval/collusion_gap": 0.1, "eval/imbalance": 0.3}
     metrics = [{"step": s, "reward": s / 40, "kl": 0.1, "grad_norm": 1.0, "images": 64 * s} for s in range(1, 31)]
     write(run / "metrics.jsonl", metrics + [{"step": s, **small} for s in (10, 20)])
     config = {"model": {"weights": "tiny-showo", "family": None}, "loss": {"beta": 0.02}, "seed": 7}

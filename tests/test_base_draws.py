@@ -131,6 +131,24 @@ def test_the_training_losss_weights_add_up_to_a_log_prob_on_average():
     assert even.weight_BN.unique().numel() == 1
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_some_steps_of_the_trajectory_stand_for_all_of_them_on_average(count):
+    """Over many draws a token of each of the four steps weighs 1, within 4 standard errors; none is scored twice."""
+    steps_BN = torch.arange(4).expand(4000, 4)
+    sampling = replace(SAMPLING, num_timesteps=4)
+    rollout = ImageRollout(
+        prompts=("",) * 4000,
+        tokens_BN=steps_BN,
+        reveal_step_BN=steps_BN,
+        logprobs_BN=steps_BN.float(),
+        sampling=sampling,
+    )
+    passes = scoring_passes(rollout, Estimator(num_scored_steps=count), torch.arange(4000))
+    weight_BN = sum(one.weight_BN * one.scored_BN for one in passes)
+    assert len(passes) == count and sum(one.scored_BN.int() for one in passes).max() == 1
+    assert (abs(weight_BN.mean(0) - 1) < 4 * weight_BN.std(0) / 4000**0.5).all()
+
+
 @pytest.mark.parametrize(
     ("changed", "named"),
     [

@@ -177,6 +177,11 @@ def test_shapes_that_are_no_score(tmp_path, capsys, monkeypatch):
     assert "none of the model's 12 answers on its own pictures can be judged" in words and "is ' '" in words
 
 
+def test_a_sampling_that_the_model_cannot_follow_leaves_no_folder(tmp_path, capsys):
+    evaluate(tmp_path / "out", "--sampling.top-k", "5", code=1)
+    assert "--sampling: top_k=5 must be 0" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_a_shapes_summary_tells_what_is_unsettled(tmp_path, capsys):
     evaluate(tmp_path / "out")
     summary = json.loads((tmp_path / "out" / "evaluation.json").read_text())

@@ -268,6 +268,12 @@ def test_a_missing_prompt_file(tmp_path, capsys):
     assert f"{tmp_path / 'no.txt'}: No such file" in err
 
 
+def test_a_sampling_that_the_model_cannot_follow_leaves_no_folder(tmp_path, capsys):
+    told = refused(capsys, tmp_path / "out", "--sampling.top-k", "5")
+    assert "--sampling: top_k=5 must be 0 and top_p=1.0 must be 1" in told and not (tmp_path / "out").exists()
+    call(tmp_path / "out", "--num-images", "1", prompts=PROMPTS[:1])  # the corrected call
+
+
 def test_a_prompt_that_is_too_long_stops_before_anything_is_drawn(tmp_path, capsys):
     long = "a photo of " + "red " * 30 + "circle"
     err = refused(capsys, tmp_path / "out", prompts=(PROMPTS[0], long))

@@ -1,15 +1,19 @@
 """What every model adapter promises. A new family is added to MODELS_UNDER_TEST and passes the same suite."""
 
+import math
+
 import pytest
 import torch
 from PIL import Image
 
 from openunirl.config import ModelConfig
 from openunirl.draws import key
+from openunirl.evaluation.run import to_pixels
 from openunirl.models.masked import Estimator
 from openunirl.models.protocol import load_model
 from openunirl.models.tiny import build
 from openunirl.tasks import shapes
+from openunirl.tasks.worlds import WORLDS
 from openunirl.types import AnswerSampling, ImageQuestion, Images, ImageSampling
 
 MODELS_UNDER_TEST = ["tiny-showo", "tiny-janus"]
@@ -104,6 +108,15 @@ def test_sampling_is_deterministic_and_seeds_matter(model, sampling):
     assert torch.equal(first, second) and not torch.equal(first, other)
 
 
+@pytest.mark.parametrize("bad", [ImageSampling(top_k=-1), ImageSampling(top_p=0.0), ImageSampling(top_p=1.5)])
+def test_a_sampling_that_cannot_be_followed_is_known_before_it_is(model, bad):
+    for refuse in (model.check_sampling, lambda sampling: model.sample_images(PROMPTS[:1], seeds(1), sampling)):
+        with pytest.raises(ValueError, match=rf"top_k={bad.top_k} must be 0.* top_p={bad.top_p}"):
+            refuse(bad)
+    for good in SAMPLINGS.values():
+        model.check_sampling(good)
+
+
 def test_a_prompt_that_does_not_fit_names_itself(model):
     with pytest.raises(ValueError, match="a photo of a red red"):
         model.check_prompts(["a photo of a red " + "red " * 400])
@@ -186,6 +199,45 @@ def test_decode_and_encode(model):
         assert torch.equal(seen.tokens_BN, model.tokenize(pixels))
 
 
+def test_the_bundled_models_codes_survive_the_way_through_pixels():
+    """Codes of rendered pictures -> decode -> tokenize: 97 of 100 come back, and the pixels are nearly those of before.
+    (Of what it draws itself, which no tokenizer made, about 70 do.)"""
+    model, world = load_model("tiny-showo"), WORLDS["shapes"]()
+    pictures = to_pixels(world.references(world.evaluation_prompts("heldout", 12, 0), 0))
+    tokens_BN = model.tokenize(pictures)
+    pixels = model.decode(Images(tokens_BN=tokens_BN))
+    assert float((model.tokenize(pixels) == tokens_BN).float().mean()) >= 0.9
+    assert float((pixels - pictures).abs().mean()) < 0.02
+
+
+def test_a_token_lies_where_its_pixels_do(model):
+    """Row by row from the top left: another code changes its own quarter of the picture most, and other pixels there
+    the codes of that quarter."""
+    side, rows = math.isqrt(model.num_image_tokens), torch.arange(8)
+    generator = torch.Generator().manual_seed(0)
+    tokens_BN = torch.randint(model.num_codes, (8, model.num_image_tokens), generator=generator)
+    pixels = model.decode(Images(tokens_BN=tokens_BN))
+    patch = pixels.shape[-1] // side
+    pictures = torch.rand(pixels.shape, generator=generator)
+    codes_BN = model.tokenize(pictures)
+    for quarter, (row, column) in enumerate(((1, 1), (1, side - 2), (side - 2, 1), (side - 2, side - 2))):
+        other_BN = tokens_BN.clone()
+        other_BN[rows, row * side + column] += model.num_codes // 2
+        moved = model.decode(Images(tokens_BN=other_BN % model.num_codes)) - pixels
+        assert by_quarter(moved.abs().mean((0, 1))).argmax() == quarter
+        around = (slice((row - 1) * patch, (row + 2) * patch), slice((column - 1) * patch, (column + 2) * patch))
+        others = pictures.clone()
+        others[:, :, *around] = 1 - others[:, :, *around]
+        changed_BN = model.tokenize(others) != codes_BN
+        assert by_quarter(changed_BN.float().mean(0).view(side, side)).argmax() == quarter
+
+
+def by_quarter(table):
+    """Means of a square table's quarters: top left, top right, bottom left, bottom right."""
+    half = len(table) // 2
+    return torch.stack([part.mean() for rows in table.split(half) for part in rows.split(half, dim=1)])
+
+
 def test_pictures_of_any_size_can_be_read(model):
     colors = ((220, 20, 30), (20, 40, 220))
     pictures = [Image.new("RGB", size, color) for size, color in zip(((90, 50), (33, 120)), colors, strict=True)]
@@ -196,7 +248,7 @@ def test_pictures_of_any_size_can_be_read(model):
 def test_a_relaxed_image_is_the_sampled_image(model):
     """Straight-through one-hots have exactly the sampled image's pixels, and pass a gradient on."""
     images = model.sample_images(PROMPTS, seeds(3), SAMPLINGS["plain"]).images
-    codes = model.prompting.vocab.num_codes
+    codes = model.num_codes
     logits = torch.randn(*images.tokens_BN.shape, codes, generator=torch.Generator().manual_seed(0)).requires_grad_()
     soft = logits.softmax(-1)
     relaxed = Images(onehots_BNV=torch.nn.functional.one_hot(images.tokens_BN, codes) + (soft - soft.detach()))
@@ -207,7 +259,7 @@ def test_a_relaxed_image_is_the_sampled_image(model):
 
 def test_one_hots_answer_like_tokens(model):
     images = model.sample_images(PROMPTS, seeds(3), SAMPLINGS["plain"]).images
-    codes = model.prompting.vocab.num_codes
+    codes = model.num_codes
     onehots = torch.nn.functional.one_hot(images.tokens_BN, codes).float().requires_grad_()
     relaxed = model.score_answers(Images(onehots_BNV=onehots), questions_on(3), ["circle", "two"] * 3)
     plain = model.score_answers(images, questions_on(3), ["circle", "two"] * 3)

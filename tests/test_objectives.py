@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.nn import functional as F
 
+from by_hand import loss_by_hand, passes_of
 from openunirl.advantages import imitated
 from openunirl.config import (
     EvalConfig,
@@ -21,7 +21,7 @@ from openunirl.config import (
     TrainConfig,
 )
 from openunirl.experience import gather_experience
-from openunirl.losses import Stats, Totals, kl_k3
+from openunirl.losses import Stats, Totals
 from openunirl.models.protocol import load_model
 from openunirl.models.tiny import build
 from openunirl.objectives import LOSSES, Terms, loss_parts
@@ -29,7 +29,7 @@ from openunirl.rewards import Rewards
 from openunirl.rollout import roll_out
 from openunirl.tasks import shapes
 from openunirl.train import train
-from openunirl.types import Images, ImageSampling
+from openunirl.types import ImageSampling
 
 FAMILIES = ["tiny-showo", "tiny-janus"]
 OBJECTIVES = list(LOSSES)
@@ -88,10 +88,18 @@ def run(model, rollout, config, advantages=None, parts=1):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("method", "end_to_end"), OBJECTIVES)
-def test_every_objective_trains(family, method, end_to_end, tmp_path):
-    """Two steps of the same loop, several prompts with one image each for SFT; the weights move and stay finite."""
+def test_every_objective_trains(family, method, end_to_end, tmp_path, monkeypatch, capsys):
+    """Two steps of the same loop, several prompts with one image each for SFT; the weights move and stay finite, and
+    each step's relaxation reaches the model."""
     start = build(family, shapes.vocabulary(), seed=9)
     start.save(tmp_path / "model")
+    score_images, relaxed = type(start).score_images, []
+
+    def watched(model, *args, relax=None, **kwargs):
+        relaxed.append(relax and (relax.tau, relax.noise))
+        return score_images(model, *args, relax=relax, **kwargs)
+
+    monkeypatch.setattr(type(start), "score_images", watched)
     out = train(
         RunConfig(
             model=ModelConfig(weights=str(tmp_path / "model")),
@@ -100,7 +108,7 @@ def test_every_objective_trains(family, method, end_to_end, tmp_path):
             reward=RewardConfig(kind="probability" if method == "grpo" else "answer"),  # else all rewards would be 0
             loss=LossConfig(
                 method=method, end_to_end=end_to_end, beta=0.0 if method == "sft" else 0.1, num_iterations=2,
-                relaxation=RelaxationConfig(final_tau=0.5),
+                relaxation=RelaxationConfig(tau=0.8, final_tau=0.5, noise="plain"),
             ),
             optim=OptimConfig(lr=1e-3, gradient_accumulation_steps=2),
             train=TrainConfig(max_steps=2, report_to=()),
@@ -109,6 +117,10 @@ def test_every_objective_trains(family, method, end_to_end, tmp_path):
     )  # fmt: skip
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2]
+    unread = "warning: --rollout.sampling.num-timesteps 3 does nothing"
+    assert (unread in capsys.readouterr().err) == start.draws_tokens_in_turn
+    told = [one for one in dict.fromkeys(relaxed) if one is not None]
+    assert told == ([(0.8, "plain"), (0.5, "plain")] if end_to_end else [])
     assert all(math.isfinite(value) for line in lines for value in line.values())
     assert ("kl" in lines[0]) == (method == "grpo") and ("answer/nll" in lines[0]) == (method == "sft")
     tuned = load_model(out / "checkpoints" / "step-000002")
@@ -123,56 +135,64 @@ def test_every_objective_trains(family, method, end_to_end, tmp_path):
 
 
 def one_graph(model, rollout, config):
-    """The end-to-end loss written down once more, as a single graph over all passes."""
-    advantages_B, advantages_Q = ADVANTAGES
-    experience = gather_experience(model, rollout, *ADVANTAGES, config, temperature=1.0, tau=0.7)
-    num = rollout.images.tokens_BN.shape[1]
-    y_BNV = F.one_hot(rollout.images.tokens_BN, model.num_codes).double()
-    image_loss = torch.zeros((), dtype=torch.float64)
-    for k, one in enumerate(experience.passes):
-        scores = model.score_images(rollout.images, one, relax=experience.relaxations[k])
-        soft_BNV = scores.onehots_BNV
-        y_BNV = y_BNV + config.image_coef * one.weight_BN.double()[..., None] * (soft_BNV - soft_BNV.detach())
-        if config.method == "grpo":
-            ratio_BN = (scores.logprobs_BN - scores.logprobs_BN.detach()).exp()
-            token_BN = -ratio_BN * advantages_B[:, None]
-            token_BN = token_BN + config.beta * kl_k3(scores.logprobs_BN, experience.reference_images[k])
-            image_loss = image_loss + (token_BN * one.weight_BN * one.scored_BN).sum() / num / len(advantages_B)
-    assert torch.equal(y_BNV, F.one_hot(rollout.images.tokens_BN, model.num_codes).double())
-    images, asked = Images(onehots_BNV=y_BNV), rollout.answers
-    if config.method == "grpo":
-        scores = model.score_answers(images, asked.questions, asked)
-        token_QT = -(scores.logprobs_QT - scores.logprobs_QT.detach()).exp() * advantages_Q[:, None]
-        token_QT = token_QT + config.beta * kl_k3(scores.logprobs_QT, experience.reference_answers)
-    else:
-        scores = model.score_answers(images, asked.questions, rollout.gold, support="full")
-        token_QT = -scores.logprobs_QT
-    answer_loss = ((token_QT * scores.mask_QT).sum(1) / scores.mask_QT.sum(1)).mean()
-    loss = config.image_coef * image_loss + config.answer_coef * answer_loss
+    """(loss, gradient) of the plain graph, written down a second time (by_hand.py)."""
+    loss = loss_by_hand(model, rollout, config, KEPT if config.method == "sft" else ADVANTAGES, tau=0.7)
     model.net.zero_grad()
     loss.backward()
     return loss.item(), gradient_of(model)
 
 
-@pytest.mark.parametrize("noise", ["conditional", "plain"])
+def far(gradient, want):
+    return float((gradient - want).abs().max() / want.abs().max())
+
+
+PASSES = {
+    "all steps": ({"num_scored_steps": 0}, "conditional"),
+    "two of three steps": ({"num_scored_steps": 2}, "plain"),
+    "two masks": ({"estimator": "training_loss", "num_draws": 2, "mask_time": 0.5}, "conditional"),
+    "two weighted masks": ({"estimator": "remask", "num_draws": 2}, "plain"),
+}
+"""Estimators, and noise; autoregressive models read the noise only."""
+
+
 @pytest.mark.parametrize("method", ["grpo", "sft"])
-@pytest.mark.parametrize("scored", [0, 2])
-def test_end_to_end_equals_one_graph(doubled, method, scored, noise):
-    """Replayed pass by pass, in one part and in two, all steps and two of three: within 1e-10 of the
-    largest entry of the plain graph's gradient."""
-    model, rollout = doubled
+@pytest.mark.parametrize("passes", PASSES)
+def test_end_to_end_equals_one_graph(doubled, method, passes):
+    """Replayed pass by pass, in one part and in two: within 1e-10 of the largest entry of the plain graph's
+    gradient."""
+    (model, rollout), (estimator, noise) = doubled, PASSES[passes]
     config = LossConfig(
-        method=method, end_to_end=True, num_scored_steps=scored, image_coef=0.7, answer_coef=1.3,
-        beta=0.1 if method == "grpo" else 0.0, relaxation=RelaxationConfig(noise=noise),
+        method=method, end_to_end=True, image_coef=0.7, answer_coef=1.3, beta=0.1 if method == "grpo" else 0.0,
+        relaxation=RelaxationConfig(noise=noise), **estimator,
     )  # fmt: skip
+    if model.draws_tokens_in_turn and config.num_draws > 1:  # scores exactly, whatever the estimator: as above
+        (one,) = passes_of(model, rollout, config)
+        assert one.scored_BN.all() and (one.weight_BN == 1).all()
+        return
     loss, want = one_graph(model, rollout, config)
     for parts in (1, 2):
         got_loss, got, _ = run(model, rollout, config, parts=parts)
         assert got_loss == pytest.approx(loss, abs=1e-9)
         assert got.dtype == torch.float64 and want.abs().max() > 1e-3
-        assert float((got - want).abs().max() / want.abs().max()) < 1e-10
+        assert far(got, want) < 1e-10
     apart = run(model, rollout, replace(config, end_to_end=False, image_coef=0.7 * (method == "grpo")))[1]
     assert float((apart - want).norm() / want.norm()) > 1e-3  # the answers' gradient does reach the image tokens
+
+
+@pytest.mark.parametrize("method", ["grpo", "sft"])
+@pytest.mark.parametrize("guided", [True, False])
+def test_apart_the_drawing_half_equals_one_graph(doubled, method, guided):
+    """Scored as it acted, and as its conditional branch alone."""
+    model, rollout = doubled
+    config = LossConfig(
+        method=method, answer_coef=0.0, beta=0.1 if method == "grpo" else 0.0, logprob_guidance=guided,
+        estimator="trajectory" if guided else "remask", num_draws=2,
+    )  # fmt: skip
+    loss, want = one_graph(model, rollout, config)
+    got_loss, got, _ = run(model, rollout, config)
+    assert got_loss == pytest.approx(loss, abs=1e-9) and far(got, want) < 1e-10
+    other = run(model, rollout, replace(config, logprob_guidance=not guided))[1]
+    assert float((other - want).norm() / want.norm()) > 1e-2
 
 
 # ----------------------------------------------------------------------------------------------- the invariants

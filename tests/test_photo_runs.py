@@ -13,6 +13,7 @@ from openunirl.config import META_DETECTOR, OPENAI_CLIP, ModelConfig, PhotosConf
 from openunirl.evaluation.detectors import Mask2FormerDetector
 from openunirl.evaluation.image_folder import digest
 from openunirl.evaluation.no_score import no_drawing
+from openunirl.looks import look_metrics
 from openunirl.models.showo import Showo
 from openunirl.run import Run
 from openunirl.run_world import not_measured, open_world
@@ -87,6 +88,7 @@ def test_the_detector_judges_before_during_and_after_and_rewards(parts, tmp_path
     assert "rewarded by the detector" in (out / "report.html").read_text()
     looks = [row for row in read_jsonl(out / "metrics.jsonl") if "eval/geneval" in row]
     assert len(looks) == 1 and "eval/understanding" in looks[0]
+    assert looks[0] == {"step": 2} | look_metrics(summary(out, "step-000002"))
 
 
 def test_without_references_understanding_is_not_measured(parts, tmp_path, capsys):

@@ -243,6 +243,7 @@ def test_refusals(call, base, judges, tmp_path, capsys):
         (("--detector-weights", judges / "clip"), "is of the kind 'clip', not 'mask2former'"),
         (("--color-weights", tmp_path / "no"), "no cannot be read as AutoConfig"),
         (("--llm-judge", tmp_path / "no"), "no cannot be read as AutoConfig"),
+        (("--sampling.top-k", 5), "--sampling: top_k=5 must be 0"),
     ):
         assert words in refused(*flags) and not out.exists()  # before hours of drawing
     call(out)

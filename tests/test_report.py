@@ -161,7 +161,8 @@ def test_reasons_in_words() -> None:
 def test_curves_draw_what_was_recorded(run: Path) -> None:
     source = write_report(run).read_text(encoding="utf-8")
     drawn = re.findall(r'<svg viewBox="0 0 360 206" role="img" aria-label="(.*?)">(.*?)</svg>', source, re.DOTALL)
-    shown = ["Self-reward in training", "Small evaluations", "Collusion gap", "KL to the base", "Gradient norm"]
+    shown = ["Self-reward in training", "Small evaluations", "Collusion gap", "Imbalance"]
+    shown += ["KL to the base", "Gradient norm"]
     assert [label.split(" over ")[0] for label, _ in drawn] == shown
     assert drawn[0][0].endswith("over 30 steps: from 0.025 to 0.75")
     assert len(re.findall(r"h0", drawn[0][1])) == 30

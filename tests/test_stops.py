@@ -215,7 +215,6 @@ def test_the_users_own_prompts_are_trained_on(weights, tmp_path):
     [
         ({"train": TrainConfig(max_steps=0)}, "max-steps"),
         ({"train": TrainConfig(save_steps=-1)}, "save-steps"),
-        ({"loss": LossConfig(num_scored_steps=9)}, "num-scored-steps"),
         ({"loss": LossConfig(image_coef=0, answer_coef=0)}, "both 0"),
         ({"optim": OptimConfig(gradient_accumulation_steps=99)}, "accumulation"),
         ({"rollout": RolloutConfig(sampling=ImageSampling(temperature=0.0))}, "temperature"),
@@ -264,6 +263,13 @@ def test_the_users_own_prompts_are_trained_on(weights, tmp_path):
             {"loss": LossConfig(method="sft", beta=0.0, end_to_end=True, image_coef=0.0)},
             "--loss.end-to-end is True and --loss.image-coef 0",
         ),
+        (
+            {
+                "loss": LossConfig(end_to_end=True, logprob_guidance=False),
+                "rollout": RolloutConfig(sampling=ImageSampling(guidance_scale=2.5)),
+            },
+            "--loss.no-logprob-guidance with --loss.end-to-end .*guidance-scale 2.5.*use --loss.logprob-guidance, or",
+        ),
         # one weight for two sources, also where the soft judges are wanted
         (
             {
@@ -287,6 +293,9 @@ def test_settings_that_do_work_together_pass():
     check(config("x", "y", loss=LossConfig(method="sft", beta=0.0, image_coef=0.0)))
     check(config("x", "y", loss=LossConfig(end_to_end=True, answer_coef=0.0, reward_coef=1.0)))
     check(config("x", "y", rollout=RolloutConfig(num_generations=1, num_answers=2), loss=LossConfig(image_coef=0.0)))
+    check(config("x", "y", loss=LossConfig(end_to_end=True, logprob_guidance=False)))  # nothing is guided
+    guided = RolloutConfig(sampling=ImageSampling(guidance_scale=2.5))
+    check(config("x", "y", rollout=guided, loss=LossConfig(logprob_guidance=False)))  # nothing is relaxed
 
 
 def test_learning_rate_by_hand():

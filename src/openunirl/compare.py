@@ -47,6 +47,7 @@ _PANELS = {
     "Small evaluations: drawing": ("share right", "eval/geneval", (0, 1)),
     "Small evaluations: understanding": ("share right", "eval/understanding", (0, 1)),
     "Collusion gap": ("self-reward - detector", "eval/collusion_gap", (0,)),
+    "Imbalance score": ("mean share wrong", "eval/imbalance", (0, 1)),
     "KL to the base": ("KL (k3 estimate)", "kl", (0,)),
     "Entropy": ("nats per token", "entropy", (0,)),
     "Gradient norm": ("before clipping", "grad_norm", (0,)),

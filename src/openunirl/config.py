@@ -36,7 +36,8 @@ class ModelConfig:
     num_image_tokens: int | None = None
     """Tokens per image; needed only where the checkpoint has no config.json."""
     roles: tuple[str, str] | None = None
-    """What the checkpoint's prompts call user and assistant (Janus); None takes the checkpoint's own."""
+    """What the checkpoint's prompts call user and assistant (Janus; others refuse it); None takes the checkpoint's
+    own."""
     attn_implementation: Literal["sdpa", "eager"] = "sdpa"
     """Attention kernel. On a CPU at tiny sizes "eager" has the faster backward."""
 
@@ -57,7 +58,8 @@ class RolloutConfig:
     """How training images are drawn."""
     drawn_by: Literal["policy", "base"] = "policy"
     """Who draws: the policy that is trained, or (SFT only) the frozen base, whose images cannot drift. Answers and
-    verdicts are the policy's in any case."""
+    verdicts are the policy's in any case, and end-to-end so is the relaxation: its conditional noise then takes the
+    token for one that the policy drew, which is less true the further the two are apart."""
     base_guidance_scale: float | None = None
     """Guidance of the base where it draws; None = the policy's own. More of it is imitated along with the verdicts."""
     base_temperature: float | None = None
@@ -157,18 +159,19 @@ class LossConfig:
     """Log-prob estimator of a masked model (autoregressive ones score exactly and ignore it): steps of the sampler's
     own trajectory, random masks weighted to be a log-prob, random masks as in training, or everything masked."""
     num_scored_steps: int = 2
-    """Steps of the trajectory that are scored, drawn at random; 0 = all."""
+    """Steps of the trajectory that are scored, drawn at random; 0 = all. Autoregressive models ignore it."""
     num_draws: int = 1
-    """Random masks per rollout for the estimators "remask" and "training_loss"."""
+    """Random masks per rollout for the estimators "remask" and "training_loss". Autoregressive models ignore it."""
     mask_time: float = 1.0
     """Random masks are drawn at times of the schedule from 0 (all is masked) to this one. Below 1 only early states are
     scored, those in which what the picture shows is decided; it is then no log-prob of the whole image. For the
-    estimators "remask" and "training_loss"."""
+    estimators "remask" and "training_loss"; autoregressive models ignore it."""
     ref_model_sync_steps: int = 0
     """Every so many steps the frozen base becomes a copy of the policy (TRL's name); 0 = never. Where the base draws,
     each copy starts a new round of rejection sampling. The KL and the frozen judge follow, too. Not with LoRA."""
     logprob_guidance: bool = True
-    """Score with guided logits (two forwards, exact), or with the conditional branch only."""
+    """Score with guided logits (two forwards, exact), or with the conditional branch only. End-to-end under guidance
+    the second is refused: the image is relaxed as the policy that drew it."""
 
 
 @dataclass(frozen=True, kw_only=True)

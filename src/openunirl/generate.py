@@ -34,6 +34,7 @@ from openunirl.models.protocol import UnifiedModel, load_model
 from openunirl.provenance import about
 from openunirl.tasks.records import PROMPT_KEYS, read_jsonl, read_prompts, write_jsonl
 from openunirl.types import ImageSampling
+from openunirl.validate_model import check_sampling_of
 
 _SETTINGS = "generate"  # .json
 _PLACES = ("model.weights", "model.image_tokenizer")
@@ -53,7 +54,8 @@ def generate(
     """Draws what `output_dir` lacks of `num_images` pictures per prompt; a Path is a prompt file. Returns the folder.
 
     Errors, all before anything is drawn: ValueError for a number out of range, a bad prompt file ("file:line: ..."), a
-    prompt that is too long, and a folder that was made with other settings or by something else.
+    prompt that is too long, a sampling that the model cannot follow, and a folder that was made with other settings or
+    by something else.
     """
     check_numbers(at_least_one={"num-images": num_images, "batch-size": batch_size}, seed=seed)
     check_sampling(sampling)
@@ -61,6 +63,7 @@ def generate(
     settings = drawing_settings(model, records, seed=seed, sampling=sampling)
     check_folder(output_dir, settings)
     adapter = load_model(model).to(best_device())
+    check_sampling_of(adapter, sampling)
     open_folder(adapter, output_dir, settings, command=command)
     draw_missing(
         adapter, records, output_dir, num_images=num_images, seed=seed, batch_size=batch_size, sampling=sampling

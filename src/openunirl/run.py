@@ -26,6 +26,7 @@ from openunirl.evaluation.files import write_evaluation, write_summary
 from openunirl.evaluation.no_score import no_answers, no_drawing
 from openunirl.evaluation.run import Evaluation, evaluate
 from openunirl.guards import check_update, check_weights
+from openunirl.looks import collusion_warning, look_metrics
 from openunirl.losses import Stats
 from openunirl.metrics import JsonlTracker
 from openunirl.models.protocol import UnifiedModel, load_model
@@ -35,9 +36,11 @@ from openunirl.report_numbers import collusion_verdict, detector_notice, paired_
 from openunirl.rewards import Rewards, check_sources
 from openunirl.rollout import Rollout
 from openunirl.run_world import not_measured, open_world, prompts_of_run
+from openunirl.step_metrics import step_metrics
 from openunirl.tasks.worlds import World
 from openunirl.types import Prompt
 from openunirl.validate import check
+from openunirl.validate_model import check_model, unread
 
 
 @dataclass
@@ -71,6 +74,7 @@ class Run:
         world = open_world(config, device_of_process())
         check_sources(config.reward, world)
         model = load_model(config.model)
+        check_model(config, model)
         set_up(model, config)
         if point:
             checkpoint.load_model(point, model)
@@ -109,6 +113,8 @@ class Run:
             prompts=prompts,
         )
         run.warn_of_unknown_words()
+        for told in unread(config, model):
+            run.warn(told)
         for sentence in left_out if processes.is_main else ():
             run.console.print(sentence, highlight=False, soft_wrap=True)
         return run
@@ -186,37 +192,10 @@ class Run:
         check_weights(step, self.config, self.last_checkpoint(), broken=self.processes.not_finite(self.model.net))
         return total, norm
 
-    def metrics(
-        self, rollout: Rollout, rewards: Rewards, stats: Stats, *, loss: float, grad_norm: float, advantage_abs: float
-    ) -> dict[str, float]:
-        """TRL's names; over all processes."""
-        groups = [known(row) for row in self.processes.gather(rewards.image_B).view(-1, rollout.num_generations)]
-        by_source = {f"rewards/{n}": known(self.processes.gather(v)) for n, v in rewards.by_source.items()}
-        flat = {f"{n}|{i}": value for n, pair in stats.sums.items() for i, value in enumerate(pair)}
-        sums = self.processes.sum(flat)
-        means = {n: sums[f"{n}|0"] / max(sums[f"{n}|1"], 1e-9) for n in stats.sums}
-        both = {
-            name: sum(sums.get(f"{half}/{name}|0", 0.0) for half in ("image", "answer"))
-            / max(sum(sums.get(f"{half}/{name}|1", 0.0) for half in ("image", "answer")), 1e-9)
-            for name in ("kl", "entropy")
-            if any(f"{half}/{name}|0" in sums for half in ("image", "answer"))
-        }
-        correct = self.processes.gather(rewards.answer_Q)
-        length = self.processes.gather(rollout.answers.mask_QT.sum(1).float())
-        told = {"reward": torch.cat(groups), **{f"{n}/mean": values for n, values in by_source.items()}}
-        return {
-            "loss": loss,
-            **{name: float(values.mean()) for name, values in told.items() if len(values)},  # else: none applied
-            **(spreads(groups) if rollout.num_generations > 1 else {}),
-            **{f"{n}/std": spread(values) for n, values in by_source.items() if len(values)},
-            "answer/accuracy": float(correct.mean()),
-            "completions/mean_length": float(length.mean()),
-            **both,
-            **means,
-            "advantage_abs": self.processes.sum({"size": advantage_abs})["size"] / self.processes.count,
-            "grad_norm": grad_norm,
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
-        }
+    def metrics(self, rollout: Rollout, rewards: Rewards, stats: Stats, **told: float) -> dict[str, float]:
+        """Of one step: `step_metrics`, and the learning rate."""
+        rate = self.optimizer.param_groups[0]["lr"]
+        return {**step_metrics(self.processes, rollout, rewards, stats, **told), "learning_rate": rate}
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         images = step * self._prompts_per_step * self.config.rollout.num_generations
@@ -317,19 +296,15 @@ class Run:
             write_evaluation(self.folder / "evaluation", name, result, prompts)
 
     def evaluate_if_due(self, step: int) -> None:
-        """A cheap look at validation prompts, logged under eval/."""
+        """A cheap look at validation prompts, logged under eval/; and a warning where the gap has clearly grown."""
         every = self.config.train.eval_steps
         if not every or step % every or self.world.judge is None:
             return
         prompts = self.world.evaluation_prompts("validation", self.config.eval.during_prompts, self.config.seed)
         summary = self._evaluate(f"step {step}", prompts, prompts, step=step, split="validation").summary
-        told = {
-            "eval/geneval": summary["geneval"]["overall"],
-            "eval/understanding": summary["understanding"]["overall"],
-            "eval/self_reward": summary["self_reward"],
-            "eval/collusion_gap": summary["collusion_gap"],
-        }
-        self.processes.accelerator.log({k: value for k, value in told.items() if value is not None}, step=step)
+        self.processes.accelerator.log(look_metrics(summary), step=step)
+        if why := collusion_warning(run_directory.read_evaluation(self.folder, "before"), summary):
+            self.warn(f"step {step}: {why}")
         if self.processes.is_main:
             write_summary(self.folder / "evaluation", f"step-{step:06d}", summary)
 
@@ -376,21 +351,3 @@ def set_up(model: UnifiedModel, config: RunConfig) -> None:
         model.compile_layers()
     if config.train.gradient_checkpointing:
         model.recompute_activations()
-
-
-def known(rewards: torch.Tensor) -> torch.Tensor:
-    """Those that apply."""
-    return rewards[~rewards.isnan()]
-
-
-def spreads(groups: list[torch.Tensor]) -> dict[str, float]:
-    """How rewards differ within groups; a group of one has nothing to compare."""
-    return {
-        "reward_std": sum(spread(row) for row in groups) / len(groups),
-        "frac_reward_zero_std": sum(bool((row == row[:1]).all()) for row in groups) / len(groups),
-    }
-
-
-def spread(rewards: torch.Tensor) -> float:
-    """Standard deviation; 0 of fewer than two."""
-    return float(rewards.std()) if len(rewards) > 1 else 0.0

@@ -89,11 +89,6 @@ def check(config: RunConfig) -> None:
     _check_relaxation(config)
     _check_shuffle(config)
     _check_reference(config)
-    steps, scored = config.rollout.sampling.num_timesteps, config.loss.num_scored_steps
-    if config.loss.estimator == "trajectory" and scored > steps:
-        raise ValueError(
-            f"--loss.num-scored-steps is {scored}, more than --rollout.sampling.num-timesteps {steps}; 0 scores all"
-        )
     images = config.rollout.num_prompts * config.rollout.num_generations
     if config.optim.gradient_accumulation_steps > images:
         raise ValueError(
@@ -206,6 +201,13 @@ def _check_relaxation(config: RunConfig) -> None:
         raise ValueError(
             f"--loss.reward-coef is {loss.reward_coef}: it follows the gradient of a soft reward, which wants "
             "--loss.method grpo, --loss.end-to-end, --reward.kind probability and self or frozen in --reward.sources"
+        )
+    scale = config.rollout.sampling.guidance_scale
+    if loss.end_to_end and not loss.logprob_guidance and scale != 1:
+        raise ValueError(
+            f"--loss.no-logprob-guidance with --loss.end-to-end and --rollout.sampling.guidance-scale {scale}: the "
+            "image would be relaxed as the policy without guidance, which did not draw it; use "
+            "--loss.logprob-guidance, or --rollout.sampling.guidance-scale 1"
         )
     for name in ("tau", "final_tau"):
         value = getattr(config.loss.relaxation, name)

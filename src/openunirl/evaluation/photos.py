@@ -54,6 +54,7 @@ from openunirl.tasks.geneval import with_question
 from openunirl.tasks.records import prompt_row, read_jsonl, read_prompts, write_jsonl
 from openunirl.tasks.worlds import WORLDS, first_of_each_task
 from openunirl.types import AnswerSampling, Prompt
+from openunirl.validate_model import check_sampling_of
 
 Row = dict[str, Any]
 _JUDGED = ("correct", "reason", "index", "sample", "digest", "metadata", "details")
@@ -117,6 +118,7 @@ def evaluate_photos(
     processes = Processes()
     chat = ChatModel(llm_judge, processes.device) if llm_judge else None
     adapter = load_model(model).to(processes.device, getattr(torch, dtype))
+    check_sampling_of(adapter, config.sampling)
     if processes.is_main:
         folder.open(adapter, command=command)
     processes.wait()

@@ -25,6 +25,7 @@ from openunirl.models.protocol import load_model
 from openunirl.report_numbers import imbalance_table, summary_table, unsettled_lines
 from openunirl.tasks.records import prompt_row
 from openunirl.tasks.worlds import WORLDS
+from openunirl.validate_model import check_sampling_of
 
 
 def evaluate_command(
@@ -68,6 +69,7 @@ def evaluate_command(
     if not processes.is_main:
         return
     adapter = load_model(model).to(processes.device, getattr(torch, dtype))
+    check_sampling_of(adapter, config.sampling)
     folder.open(adapter, command=command)
     about = {"model": model.weights, "split": config.split, "dtype": dtype}
     with Progress() as progress:

@@ -17,10 +17,11 @@ import torch
 from torch import nn
 
 from openunirl.config import LoraConfig
-from openunirl.models import checkpoints, lora
+from openunirl.models import autoregressive, checkpoints, lora, masked
 from openunirl.models.compiled import compile_layers
 from openunirl.models.recompute import recompute
 from openunirl.models.sharded import as_held
+from openunirl.types import ImageSampling
 
 REFERENCE = "reference/model.safetensors"
 """Where a checkpoint keeps a base that has followed the policy: in a folder of its own, which no loader reads along."""
@@ -59,6 +60,10 @@ class Adapter:
         for module in self._parts:
             nn.Module.to(module, device)
         return self
+
+    def check_sampling(self, sampling: ImageSampling) -> None:
+        """Errors: ValueError for a sampling that the family's sampler cannot follow."""
+        (autoregressive if self.draws_tokens_in_turn else masked).check(sampling)
 
     def unknown_words(self, texts: Iterable[str]) -> list[str]:
         """The words that the text tokenizer has no ids for, in order of appearance."""

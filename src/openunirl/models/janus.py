@@ -143,7 +143,7 @@ class Janus(Adapter):
         sampling: ImageSampling,
         draws: Draws | None = None,
     ) -> ImageRollout:
-        autoregressive.check(sampling)
+        self.check_sampling(sampling)
         with packed_linears(self.net):
             return self._draw(prompts, draws or KeyedDraws(seeds_B.to(self.device)), sampling)
 

@@ -27,6 +27,14 @@ from openunirl.types import ImageRollout, ImageSampling, ScorePass
 MASKED = -1  # marks a masked token in a tensor of codes
 
 
+def check(sampling: ImageSampling) -> None:
+    """ValueError for a sampling that this sampler cannot follow."""
+    if sampling.top_k or sampling.top_p != 1:
+        raise ValueError(
+            f"top_k={sampling.top_k} must be 0 and top_p={sampling.top_p} must be 1: this model draws from all codes"
+        )
+
+
 def mask_ratio(schedule: str, t: torch.Tensor) -> torch.Tensor:
     """Share of tokens masked at time t in [0, 1]: 1 at 0, 0 at 1. "cosine", "linear", "sigmoid" or "pow<exponent>"."""
     if schedule == "cosine":

@@ -192,6 +192,10 @@ class UnifiedModel(Protocol):
         """ValueError naming the first prompt that does not fit the text length."""
         ...
 
+    def check_sampling(self, sampling: ImageSampling) -> None:
+        """ValueError for a sampling that cannot be followed."""
+        ...
+
     def unknown_words(self, texts: Iterable[str]) -> list[str]:
         """The words that the text tokenizer has no ids for, in order of appearance."""
         ...

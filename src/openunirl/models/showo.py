@@ -79,6 +79,8 @@ class Showo(Adapter):
     def load(cls, path: Path, source: ModelConfig) -> Showo:
         """From our folder (config.json, model, image_tokenizer, tokenizer/) or the official layout plus its two
         parts."""
+        if source.roles is not None:
+            raise ValueError("Show-o's prompts call nobody user or assistant: leave --model.roles out")
         config = checkpoints.read_config(path)
         own = path.is_dir() and (path / "image_tokenizer.safetensors").exists()
         state = checkpoints.read_state(path, "model" if own else None)
@@ -151,8 +153,7 @@ class Showo(Adapter):
         sampling: ImageSampling,
         draws: masked.Draws | None = None,
     ) -> ImageRollout:
-        if sampling.top_k or sampling.top_p != 1:
-            raise ValueError(f"Show-o draws from all codes: top_k={sampling.top_k} must be 0, top_p={sampling.top_p} 1")
+        self.check_sampling(sampling)
         text_DL, rows_R = self._prefixes(prompts, sampling.guidance_scale != 1)
         texts, mask, tail = PrefixCache(), self.prompting.t2i_mask(text_DL), self._tail(text_DL)
         start_BN = torch.full((len(prompts), self.num_image_tokens), MASKED, device=self.device)
