@@ -60,6 +60,39 @@ def test_every_loss_type_and_ratio_level_by_hand(rollout, kind, level, want):
         assert loss.item() == pytest.approx(want + beta * share * (1 - math.log(2)), abs=1e-12)
 
 
+@pytest.mark.parametrize(("level", "high", "low"), [("token", 0.0, 2 / 4), ("sequence", 0.0, 1 / 2)])
+def test_what_was_clipped_is_told_of_each_half(rollout, level, high, low):
+    """Ratios of two answers 1 | 1/2, 1/2, 1: clipped low are two tokens of four, and one sequence of two (advantages 1
+    and -1); of six images' tokens, half of them in each of two passes, the first image's are all clipped high."""
+    ratios_QT = torch.tensor([[1.0, 1, 1], [0.5, 0.5, 1.0]], dtype=torch.float64)
+    logp_BN = torch.zeros(B, N, dtype=torch.float64)
+    logp_BN[0] = math.log(2)
+    even_BN = (torch.arange(N) % 2 == 0).expand(B, N)
+    passes = tuple(
+        ScorePass(shown_BN=~scored_BN, scored_BN=scored_BN, weight_BN=torch.ones(B, N))
+        for scored_BN in (even_BN, ~even_BN)
+    )
+    experience = Experience(
+        rollout=rollout,
+        advantages_B=torch.ones(B).double(),
+        advantages_Q=torch.tensor([1.0, -1.0]),
+        passes=passes,
+        reference_images=(logp_BN * 0,) * 2,
+        reference_answers=torch.zeros(2, 3),
+        old_images=(logp_BN * 0,) * 2,
+        old_answers=torch.zeros(2, 3),
+    )
+    config, totals = LossConfig(importance_sampling_level=level), Totals(samples=2, tokens=4, max_length=4)
+    on = Terms(config=config, image_totals=totals, answer_totals=totals, temperature=1.0, stats=Stats())
+    mask_QT = torch.tensor([[True, False, False], [True, True, True]])
+    list(loss_parts(Told(logp_BN=logp_BN, logp_QT=ratios_QT.log(), mask_QT=mask_QT), experience, parts=1, terms=on))
+    means, count = on.stats.means(), (B * N, 4) if level == "token" else (B, 2)
+    assert means["answer/clip_ratio/low_mean"] == pytest.approx(low) and means["answer/clip_ratio/high_mean"] == high
+    assert means["image/clip_ratio/high_mean"] == pytest.approx(1 / B) and means["image/clip_ratio/low_mean"] == 0
+    assert means["clip_ratio/low_mean"] == pytest.approx(low * count[1] / sum(count))
+    assert means["clip_ratio/high_mean"] == pytest.approx(count[0] / B / sum(count))
+
+
 def test_the_gradient_of_a_ratio_per_sequence_by_hand(rollout):
     """loss = 2 beside each of 3 tokens, mean 2; d(ratio)/d(logp) = ratio / 3 for each token; half the batch."""
     logp_QT = torch.tensor([[-1.0, 0, 0], [2.0, 4.0, 1.0]], dtype=torch.float64)

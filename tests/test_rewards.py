@@ -122,6 +122,14 @@ def module(tmp_path, monkeypatch):
     return name
 
 
+@pytest.fixture(scope="module", params=["tiny-showo", "tiny-janus"])
+def model(request):
+    """A fresh tiny model beside its frozen base."""
+    model = build(request.param, shapes.vocabulary(), seed=5)
+    model.freeze_reference()
+    return model
+
+
 @pytest.fixture(scope="module")
 def rollout(model):
     return roll_out(model, shapes.prompts("train", 2, 0), ROLLOUT, seed=1, step=1)
@@ -177,11 +185,9 @@ def test_the_detector_s_reward_is_the_evaluation_s_verdict(model, rollout):
 
 def test_the_detector_calls_the_right_picture_right(model, rollout, monkeypatch):
     """Right pictures of the prompts in place of the model's: all verdicts are 1; with the prompts exchanged, 0."""
-    from openunirl.models.showo import Showo
-
     prompts = [prompt for prompt in rollout.prompts for _ in range(3)]
     drawn = [torch.from_numpy(p).permute(2, 0, 1) / 255 for p in WORLD.references(prompts, 0)]
-    monkeypatch.setattr(Showo, "decode", lambda self, images: torch.stack(drawn))
+    monkeypatch.setattr(type(model), "decode", lambda self, images: torch.stack(drawn))
     assert scored(model, rollout, "detector").image_BJ.tolist() == [[1.0, 1.0]] * 6
     assert rollout.prompts[0].tag != rollout.prompts[1].tag
     other = replace(rollout, prompts=rollout.prompts[::-1])
@@ -271,16 +277,14 @@ def test_a_bad_result_is_named_with_its_sample(model, rollout, module, function,
 
 
 def test_a_judge_that_gives_no_number_is_named_too(model, rollout, monkeypatch):
-    from openunirl.models.showo import Showo
-
-    real = Showo.score_answers
+    real = type(model).score_answers
 
     def poisoned(self, *args, **kwargs):
         scores = real(self, *args, **kwargs)
         scores.logprobs_QT[5] = math.nan
         return scores
 
-    monkeypatch.setattr(Showo, "score_answers", poisoned)
+    monkeypatch.setattr(type(model), "score_answers", poisoned)
     with pytest.raises(ValueError, match=r"reward frozen returned nan for sample 10 \(prompt 'a photo"):
         scored(model, rollout, "frozen", kind="probability")
 

@@ -151,10 +151,9 @@ def test_the_loss_of_answers_is_trls(tensors, kind, level, epsilon, high, beta):
     torch.testing.assert_close(gradient(got, tensors), gradient(want, tensors), atol=1e-14, rtol=1e-12)
     if beta:
         assert our_stats["answer/kl"] == pytest.approx(their_stats["kl"], abs=1e-6)  # TRL counts tokens in float32
-    if level == "token":  # per sequence TRL counts sequences, ours their tokens
-        for name in ("clip_ratio/low_mean", "clip_ratio/high_mean"):
-            assert our_stats[name] == pytest.approx(their_stats[name], abs=1e-6)
-            assert their_stats[name] > 0
+    for name in ("clip_ratio/low_mean", "clip_ratio/high_mean"):
+        assert our_stats[name] == our_stats[f"answer/{name}"] == pytest.approx(their_stats[name], abs=1e-6)
+        assert level == "sequence" or their_stats[name] > 0
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -179,13 +179,16 @@ def _clipped(
         ratio_S = ratio_S if rest_S is None else ratio_S + rest_S
         loss_SL, clips = clipped_loss(ratio_S[:, None], advantages_S, config)
         loss_SL = sequence_share(loss_SL, weight_SL, length_S)
+        counted_SL = (weight_SL.sum(1) / length_S.clamp_min(1))[:, None]  # sequences, by the part that this pass holds
     else:
         loss_SL, clips = clipped_loss(logp_SL - old_SL, advantages_S, config)
+        counted_SL = weight_SL
     kl_SL = kl_k3(logp_SL, reference_SL)
     terms.stats.add(f"{name}/kl", kl_SL, weight_SL)
     terms.stats.add(f"{name}/entropy", entropy_SL, weight_SL)
     for clip, values in clips.items():
-        terms.stats.add(clip, values, weight_SL)
+        for told in (clip, f"{name}/{clip}"):  # both halves together, and apart: an answer has far fewer tokens
+            terms.stats.add(told, values, counted_SL)
     return normalise(loss_SL + config.beta * kl_SL, weight_SL, length_S, config, totals)
 
 

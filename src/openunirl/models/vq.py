@@ -53,7 +53,8 @@ class JanusVQ(JanusVQVAE):
         return self._decode(F.embedding(tokens_BN, self.unit_codes()))
 
     def decode_onehots(self, onehots_BNV: torch.Tensor) -> torch.Tensor:
-        """One-hots (or any mixture of codes) -> pixels in 0..1, differentiable."""
+        """One-hots (or any mixture of codes) -> pixels in 0..1, differentiable. A channel that the decoder puts outside
+        0..1 is cut off there, as in the picture that is seen, and passes no gradient on."""
         with torch.autocast(onehots_BNV.device.type, enabled=False):  # a one-hot must give its code unrounded
             codes_VE = self.unit_codes()
             codes_BNE = (onehots_BNV @ codes_VE.to(onehots_BNV.dtype)).to(codes_VE.dtype)
