@@ -150,14 +150,20 @@ def test_a_run_on_a_full_disk_says_how_it_goes_on_and_does(weights, tmp_path, ca
     assert (tmp_path / "run" / "report.html").exists()
 
 
-@pytest.mark.parametrize("file", ["evaluation", "evaluation.json"])
-def test_an_evaluation_on_a_full_disk_can_be_repeated(tmp_path, capsys, monkeypatch, file):
+@pytest.mark.parametrize(
+    ("size", "file"),
+    [
+        (2_000, "evaluation/generate.json"),
+        (7_000, "journal/drawing/process-0000.jsonl"),
+        (9_000, "evaluation.json"),
+    ],
+)
+def test_an_evaluation_on_a_full_disk_can_be_repeated(tmp_path, capsys, size, file):
     argv = ["evaluate", "tiny-showo", "--num-prompts", "12", "--output-dir", str(tmp_path / "out")]
     argv += ["--num-references", "12", "--sampling.num-timesteps", "6"]
-    if file == "evaluation.json":
-        monkeypatch.setattr(json, "dumps", lambda *_, **more: "x" * 30_000 if more.get("indent") else "{}")
-    told = refused(capsys, argv, 20_000 if file == "evaluation.json" else 2_000)
-    monkeypatch.undo()
+    told = refused(capsys, argv, size)
     assert f"{tmp_path}/out/{file}: cannot be written: File too large; free some space" in told, told
-    assert not list((tmp_path / "out").rglob("*"))
+    assert not list(tmp_path.rglob("*.partial")) and not (tmp_path / "out" / "evaluation.json").exists()
     assert main(argv) == 0
+    assert len(list((tmp_path / "out").rglob("*.png"))) == 12
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["geneval"]["n"] == 12

@@ -166,10 +166,11 @@ def test_two_processes_train_as_one_does(tmp_path):
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("one", "two")
     ]
-    for alone, together in zip(*told, strict=True):
+    # after one update the images' rewards differ by 4e-5, and the 1e-9 that float32 rounds them by is divided by that
+    for alone, together, apart in zip(*told, (1e-6, 5e-4), strict=True):
         assert alone.keys() == together.keys()
         for name in alone.keys() - {"seconds"}:
-            assert together[name] == pytest.approx(alone[name], rel=1e-4, abs=1e-6, nan_ok=True), name
+            assert together[name] == pytest.approx(alone[name], rel=apart, abs=1e-6, nan_ok=True), name
 
 
 def test_a_reward_that_fails_on_one_process_ends_all(tmp_path):
