@@ -22,6 +22,7 @@ from openunirl.experience import gather_experience
 from openunirl.losses import Stats, Totals
 from openunirl.models.tiny import build
 from openunirl.objectives import Terms, loss_parts
+from openunirl.presets import bundled
 from openunirl.rollout import roll_out
 from openunirl.tasks import shapes
 from openunirl.types import ImageSampling
@@ -151,13 +152,12 @@ def finished(folder, weights, out, count, *more):
 
 
 def test_two_processes_train_as_one_does(tmp_path):
-    weights = tmp_path / "model"
-    build("tiny-janus", shapes.vocabulary(), seed=9).save(weights)
+    weights = bundled("tiny-janus")  # its rewards differ; a fresh model's by so little that rounding decides
     for name, count in (("one", 1), ("two", 2)):
         share = ("--rollout.num-prompts", str(2 // count))
         for status, told in finished(tmp_path, weights, tmp_path / name, count, *share):
             assert status == 0, told
-    base = load_file(weights / "model.safetensors")
+    base = load_file(f"{weights}/model.safetensors")
     one, two = (load_file(tmp_path / name / "checkpoints/step-000002/model.safetensors") for name in ("one", "two"))
     moved = max(float((one[name] - base[name]).abs().max()) for name in base)
     apart = max(float((one[name] - two[name]).abs().max()) for name in base)
@@ -166,11 +166,10 @@ def test_two_processes_train_as_one_does(tmp_path):
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("one", "two")
     ]
-    # after one update the images' rewards differ by 4e-5, and the 1e-9 that float32 rounds them by is divided by that
-    for alone, together, apart in zip(*told, (1e-6, 5e-4), strict=True):
+    for alone, together in zip(*told, strict=True):
         assert alone.keys() == together.keys()
         for name in alone.keys() - {"seconds"}:
-            assert together[name] == pytest.approx(alone[name], rel=apart, abs=1e-6, nan_ok=True), name
+            assert together[name] == pytest.approx(alone[name], rel=1e-4, abs=1e-6, nan_ok=True), name
 
 
 def test_a_reward_that_fails_on_one_process_ends_all(tmp_path):
