@@ -74,7 +74,6 @@ class Run:
         world = open_world(config, device_of_process())
         check_sources(config.reward, world)
         model = load_model(config.model)
-        check_model(config, model)
         set_up(model, config)
         if point:
             checkpoint.load_model(point, model)
@@ -339,7 +338,8 @@ class Run:
 
 
 def set_up(model: UnifiedModel, config: RunConfig) -> None:
-    """What is trained, what the frozen base is, and what the backward pass keeps."""
+    """What is trained, what the frozen base is, and what the backward pass keeps. Errors: as check_model's."""
+    check_model(config, model)
     if config.lora.rank:
         model.add_adapters(config.lora, config.seed)
     else:
