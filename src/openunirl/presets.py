@@ -91,7 +91,7 @@ PRESETS: dict[str, RunConfig] = {
     "tiny-janus-sft": RunConfig(
         model=_TINY_JANUS,
         output_dir="runs/tiny-janus-sft",
-        # Rejection sampling, as tiny-showo-sft. Not tuned for this family, and not run as it stands (docs/experiments.md).
+        # Rejection sampling, as tiny-showo-sft. Not tuned for this family, nor run as it stands.
         rollout=RolloutConfig(
             num_prompts=32,
             num_generations=1,
