@@ -27,6 +27,10 @@ REFERENCE = "reference/model.safetensors"
 """Where a checkpoint keeps a base that has followed the policy: in a folder of its own, which no loader reads along."""
 
 
+PIXELS_AT_ONCE = 2**16
+"""A CPU decodes so many pixels at a time: a tokenizer's widest layers then stay in its caches (docs/performance.md)."""
+
+
 class Adapter:
     """`net` is trained; `image_tokenizer` is frozen; `reference()` swaps in the frozen base.
 
@@ -60,6 +64,15 @@ class Adapter:
         for module in self._parts:
             nn.Module.to(module, device)
         return self
+
+    def decode_few(
+        self, decode: Callable[[torch.Tensor], torch.Tensor], tokens_BN: torch.Tensor, patch_size: int
+    ) -> torch.Tensor:
+        """`decode` of all images' tokens, on a CPU a few images at a time. Not for gradients: they keep all parts."""
+        tokens_BN = tokens_BN.to(self.device)
+        few = max(1, PIXELS_AT_ONCE // (tokens_BN.shape[1] * patch_size**2))
+        parts = tokens_BN.split(few) if self.device.type == "cpu" else (tokens_BN,)
+        return torch.cat([decode(part) for part in parts])
 
     def check_sampling(self, sampling: ImageSampling) -> None:
         """Errors: ValueError for a sampling that the family's sampler cannot follow."""

@@ -351,7 +351,7 @@ class Janus(Adapter):
             return self._sized(images.pixels_BCHW)
         if images.tokens_BN is None:
             return self._seen_pixels(images)
-        return self.image_tokenizer.decode_tokens(images.tokens_BN.to(self.device))
+        return self.decode_few(self.image_tokenizer.decode_tokens, images.tokens_BN, self.image_tokenizer.patch_size)
 
     @torch.no_grad()
     def encode(self, pixels_BCHW: torch.Tensor) -> Images:

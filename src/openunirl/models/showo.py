@@ -341,7 +341,8 @@ class Showo(Adapter):
         if images.pixels_BCHW is not None:
             return images.pixels_BCHW
         tokens_BN = images.tokens_BN if images.tokens_BN is not None else images.onehots_BNV.argmax(-1)  # type: ignore[union-attr]
-        pixels = self.image_tokenizer.decode(tokens_BN.to(self.device))
+        tokenizer = self.image_tokenizer
+        pixels = self.decode_few(tokenizer.decode, tokens_BN, tokenizer.config.patch_size)
         return ((pixels.float() + 1) / 2).clamp(0, 1)
 
     def encode(self, pixels_BCHW: torch.Tensor) -> Images:
