@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from openunirl.disk import PARTIAL, whole
 from openunirl.models.checkpoints import UnreadableWeights
@@ -22,14 +25,24 @@ from openunirl.models.sharded import as_held
 from openunirl.run_directory import read_object
 
 _PREFIX = "step-"
+REPLAY = "replay.safetensors"
 
 
 def folder(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"{_PREFIX}{step:06d}"
 
 
-def save(run: Path, model: UnifiedModel, optimizer: dict[str, Any], state: State, keep: int) -> Path:
-    """Writes the checkpoint of `state.step` beside its place, then renames; keeps the newest `keep`.
+def save(
+    run: Path,
+    model: UnifiedModel,
+    optimizer: dict[str, Any],
+    state: State,
+    keep: int,
+    *,
+    replay: Mapping[str, torch.Tensor] | None = None,
+) -> Path:
+    """Writes the checkpoint of `state.step` beside its place, then renames; keeps the newest `keep`. `replay`: the
+    images that all processes hold (replay.py), if any.
 
     Errors: OSError (such as a full disk) with the folder named; what was saved before is untouched.
     """
@@ -38,6 +51,8 @@ def save(run: Path, model: UnifiedModel, optimizer: dict[str, Any], state: State
         model.save(partial)
         model.save_reference(partial)
         torch.save(optimizer, partial / "optimizer.pt")
+        if replay:
+            save_file(dict(replay), partial / REPLAY)
         (partial / "state.json").write_text(json.dumps(asdict(state)) + "\n", encoding="utf-8")
     for old in saved(run)[:-keep] if keep else []:
         shutil.rmtree(old, ignore_errors=True)
@@ -107,6 +122,17 @@ def read_step(checkpoint: Path) -> int:
 
 def _without(checkpoint: Path) -> str:
     return f"remove {checkpoint}, and --resume goes on from the checkpoint before it"
+
+
+def read_replay(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """The images that all processes held; none where a run kept none. Errors: ValueError for a damaged file."""
+    file = checkpoint / REPLAY
+    if not file.exists():
+        return {}
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged ({error}): {_without(checkpoint)}") from None
 
 
 def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer) -> None:

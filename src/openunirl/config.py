@@ -166,6 +166,12 @@ class LossConfig:
     """Random masks are drawn at times of the schedule from 0 (all is masked) to this one. Below 1 only early states are
     scored, those in which what the picture shows is decided; it is then no log-prob of the whole image. For the
     estimators "remask" and "training_loss"; autoregressive models ignore it."""
+    replay_steps: int = 0
+    """SFT: updates imitate images kept in the last so many steps, drawn at random, so that each is imitated several
+    times; the first steps, up to this number, only collect, since few images would be learned by heart. 0: updates
+    imitate their own step's images. Wants answer_coef 0, and no end_to_end."""
+    replay_size: int = 48
+    """Images of each process that an update imitates with replay_steps; fewer where fewer are held."""
     ref_model_sync_steps: int = 0
     """Every so many steps the frozen base becomes a copy of the policy (TRL's name); 0 = never. Where the base draws,
     each copy starts a new round of rejection sampling. The KL and the frozen judge follow, too. Not with LoRA."""

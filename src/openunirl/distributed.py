@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import gather_object, parse_flag_from_env
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -180,6 +180,12 @@ class Processes:
         """Rows of all processes, in rank order."""
         gathered: Any = self.accelerator.gather(tensor.to(self.device))
         return gathered.cpu()
+
+    def gather_rows(self, tables: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Tables of all processes, in rank order, each with as many rows as it has; they travel through host memory."""
+        found: list[dict[str, torch.Tensor]] = gather_object([dict(tables)])
+        filled = [one for one in found if one]
+        return {name: torch.cat([one[name] for one in filled]) for name in (filled[0] if filled else ())}
 
     def std(self, values: torch.Tensor) -> float:
         """Standard deviation over all processes' values that are not nan."""

@@ -150,7 +150,8 @@ def counted(experience: Experience, config: LossConfig) -> Experience:
     a likelihood, and scoring them costs as much. One image stays where none counts, because sharded weights are
     gathered in every process's forwards."""
     picture_B = (experience.advantages_B != 0) & bool(config.image_coef)
-    answers_BQ = (experience.advantages_Q.view(len(picture_B), -1) != 0) & bool(config.answer_coef)
+    per_image = len(experience.advantages_Q) // len(picture_B)
+    answers_BQ = (experience.advantages_Q.view(len(picture_B), per_image) != 0) & bool(config.answer_coef)
     counts_B = picture_B | answers_BQ.any(1)
     return experience if bool(counts_B.all()) else take(experience, counts_B.nonzero()[:, 0].tolist() or [0])
 

@@ -48,10 +48,11 @@ class StepGuard:
     empty: int = 0
 
     def check(self, step: int, metrics: dict[str, float], last_checkpoint: str) -> None:
-        """`metrics["advantage_abs"]` is the mean size of the advantages that count in the loss."""
+        """`metrics["advantage_abs"]` is the mean size of the advantages that count in the loss; a step without an
+        update has no `grad_norm`."""
         train, sft = self.config.train, self.config.loss.method == "sft"
         learning = metrics["advantage_abs"] > 0
-        self.stalled = self.stalled + 1 if learning and metrics["grad_norm"] == 0 else 0
+        self.stalled = self.stalled + 1 if learning and metrics.get("grad_norm") == 0 else 0
         self.empty = self.empty + 1 if sft and (not learning or metrics.get("sft/kept_share") == 0) else 0
         if train.stall_steps and self.stalled >= train.stall_steps:
             raise ValueError(

@@ -216,6 +216,8 @@ def _kept_images(chunk: Experience, k: int, scores: ImageScores, terms: Terms) -
 
 
 def _count_kept(chunk: Experience, terms: Terms) -> None:
+    if not chunk.rollout.num_questions:
+        return  # replayed: all of them were kept
     right_B = (chunk.advantages_B > 0).float()
     terms.stats.add("sft/kept_share", right_B, torch.ones_like(right_B))
 

@@ -128,16 +128,12 @@ def _visiting(found: Rehearsal, config: RunConfig) -> Rehearsal:
 
 def _rehearsable(config: RunConfig) -> RunConfig:
     own = tuple(source for source in config.reward.sources if source in ("self", "frozen")) or ("self",)
+    kind = "bf16" if config.train.reference == "bf16" else "copy"
     return replace(
         config,
         reward=replace(config.reward, sources=own, weights=(), shuffle=False),
-        train=replace(
-            config.train,
-            compile=False,
-            max_steps=1,
-            report_to=(),
-            reference="bf16" if config.train.reference == "bf16" else "copy",
-        ),
+        loss=replace(config.loss, replay_steps=min(1, config.loss.replay_steps)),  # an update in the first step
+        train=replace(config.train, compile=False, max_steps=1, report_to=(), reference=kind),
     )
 
 

@@ -31,6 +31,7 @@ from openunirl.losses import Stats
 from openunirl.metrics import JsonlTracker
 from openunirl.models.protocol import UnifiedModel, load_model
 from openunirl.optim import build_optimizer, lr_factor
+from openunirl.replay import Replay
 from openunirl.report import read_side, write_report
 from openunirl.report_numbers import collusion_verdict, detector_notice, paired_changes, summary_table, unsettled_lines
 from openunirl.rewards import Rewards, check_sources
@@ -57,7 +58,12 @@ class Run:
     prompts: list[Prompt]
     console: Console = field(default_factory=lambda: Console(stderr=True))
     progress: Progress | None = None
+    replay: Replay = field(init=False)
     _bar: Any = None
+
+    def __post_init__(self) -> None:
+        first = self.processes.rank * self.config.rollout.num_prompts
+        self.replay = Replay(config=self.config, prompts=self.prompts, per_step=self._prompts_per_step, first=first)
 
     # ------------------------------------------------------------------------------------------ start, finish
 
@@ -111,6 +117,8 @@ class Run:
             first_step=done + 1,
             prompts=prompts,
         )
+        if point and config.loss.replay_steps:
+            run.replay.take_share(checkpoint.read_replay(point), processes.rank, processes.count)
         run.warn_of_unknown_words()
         for told in unread(config, model):
             run.warn(told)
@@ -175,7 +183,9 @@ class Run:
         Errors: ValueError where either is not finite, before the weights change; or where the update left a weight so.
         """
         optim, total = self.config.optim, 0.0
-        factor = lr_factor(step - 1, self.config.train.max_steps, warmup=optim.warmup_steps, decay=optim.decay)
+        late = max(0, self.config.loss.replay_steps - 1)  # steps that only collect
+        total_steps = self.config.train.max_steps - late
+        factor = lr_factor(step - 1 - late, total_steps, warmup=optim.warmup_steps, decay=optim.decay)
         for group in self.optimizer.param_groups:
             group["lr"] = optim.lr * factor
         with self.processes.averaging(self.model.net):
@@ -191,18 +201,25 @@ class Run:
         check_weights(step, self.config, self.last_checkpoint(), broken=self.processes.not_finite(self.model.net))
         return total, norm
 
-    def metrics(self, rollout: Rollout, rewards: Rewards, stats: Stats, **told: float) -> dict[str, float]:
-        """Of one step: `step_metrics`, and the learning rate."""
-        rate = self.optimizer.param_groups[0]["lr"]
-        return {**step_metrics(self.processes, rollout, rewards, stats, **told), "learning_rate": rate}
+    def metrics(
+        self, rollout: Rollout, rewards: Rewards, stats: Stats, learned: list[tuple[float, float]], **told: float
+    ) -> dict[str, float]:
+        """Of one step: `step_metrics`, and what its updates, if any, had: the mean loss, the last one's gradient norm,
+        and the learning rate."""
+        metrics = step_metrics(self.processes, rollout, rewards, stats, **told)
+        if not learned:
+            return metrics
+        loss, rate = sum(loss for loss, _ in learned) / len(learned), self.optimizer.param_groups[0]["lr"]
+        return {"loss": loss, **metrics, "grad_norm": learned[-1][1], "learning_rate": rate}
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         images = step * self._prompts_per_step * self.config.rollout.num_generations
         with naming(self.folder):
             self.processes.accelerator.log({"images": images, **metrics}, step=step)
         if self.progress:
-            measure = "kl" if "kl" in metrics else "loss"
-            told = f"reward {metrics.get('reward', math.nan):.3f}  {measure} {metrics[measure]:.4f}"
+            told = f"reward {metrics.get('reward', math.nan):.3f}"
+            if measure := next((name for name in ("kl", "loss") if name in metrics), None):
+                told += f"  {measure} {metrics[measure]:.4f}"
             self.progress.update(self._bar, description=f"training  {told}")
 
     def warn(self, told: str) -> None:
@@ -226,12 +243,13 @@ class Run:
         due = step == train.max_steps or (train.save_steps and step % train.save_steps == 0)
         if due:
             state = self.processes.optimizer_state(self.optimizer)
+            held = self.processes.gather_rows(self.replay.held)
             with self.processes.whole(self.model):
                 if self.processes.is_main:
                     told = checkpoint.State(
                         step=step, wise_ft_alpha=self._alpha_after(step), prompts_per_step=self._prompts_per_step
                     )
-                    checkpoint.save(self.folder, self.model, state, told, train.save_total_limit)
+                    checkpoint.save(self.folder, self.model, state, told, train.save_total_limit, replay=held)
         self.processes.wait()
 
     @contextmanager

@@ -19,8 +19,6 @@ def step_metrics(
     rewards: Rewards,
     stats: Stats,
     *,
-    loss: float,
-    grad_norm: float,
     advantage_abs: float,
 ) -> dict[str, float]:
     """One number for each name, over all processes."""
@@ -39,7 +37,6 @@ def step_metrics(
     length = processes.gather(rollout.answers.mask_QT.sum(1).float())
     told = {"reward": torch.cat(groups), **{f"{n}/mean": values for n, values in by_source.items()}}
     return {
-        "loss": loss,
         **{name: float(values.mean()) for name, values in told.items() if len(values)},  # else: none applied
         **(spreads(groups) if rollout.num_generations > 1 else {}),
         **{f"{n}/std": spread(values) for n, values in by_source.items() if len(values)},
@@ -48,7 +45,6 @@ def step_metrics(
         **both,
         **means,
         "advantage_abs": processes.sum({"size": advantage_abs})["size"] / processes.count,
-        "grad_norm": grad_norm,
     }
 
 

@@ -12,6 +12,7 @@ Shapes: B images, Q answers.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from openunirl.advantages import ADVANTAGES
@@ -21,10 +22,11 @@ from openunirl.guards import StepGuard
 from openunirl.losses import Stats, Totals
 from openunirl.objectives import Terms, loss_parts
 from openunirl.relaxation import tau_at
+from openunirl.replay import Batch
 from openunirl.rewards import score, shuffled
 from openunirl.rollout import roll_out
 from openunirl.run import Run
-from openunirl.types import Prompt
+from openunirl.types import Prompt, Targets
 
 
 def train(config: RunConfig, *, resume: bool = False, command: str = "") -> Path:
@@ -63,39 +65,49 @@ def train_step(run: Run, prompts: list[Prompt], step: int) -> dict[str, float]:
     advantages_B, advantages_Q = ADVANTAGES[config.loss.method](
         rewards, config.rollout, config.loss, share=run.processes.share, std=run.processes.std
     )
+    own = Batch(
+        rollout=rollout, advantages_B=advantages_B, advantages_Q=advantages_Q, updates=config.loss.num_iterations
+    )
+    stats = Stats()
+    learned = [
+        one
+        for batch in run.replay.batches(own, step, stats)
+        for one in learn(run, batch, step, stats, targets=rewards.targets)
+    ]
+    size = config.loss.image_coef * advantages_B.abs().mean() + config.loss.answer_coef * advantages_Q.abs().mean()
+    return run.metrics(rollout, rewards, stats, learned, advantage_abs=float(size))
+
+
+def learn(run: Run, batch: Batch, step: int, stats: Stats, *, targets: Targets | None) -> Iterator[tuple[float, float]]:
+    """A batch's updates; (loss, gradient norm before clipping) of each."""
+    config, rollout, processes = run.config, batch.rollout, run.processes
     temperature, tau = config.rollout.answer_temperature, tau_at(config.loss.relaxation, step, config.train.max_steps)
+    parts = min(config.optim.gradient_accumulation_steps, len(batch.advantages_B))
     experience = gather_experience(
-        model,
+        run.model,
         rollout,
-        advantages_B,
-        advantages_Q,
+        batch.advantages_B,
+        batch.advantages_Q,
         config.loss,
         temperature=temperature,
         tau=tau,
-        targets=rewards.targets,
-        parts=config.optim.gradient_accumulation_steps,
+        targets=targets,
+        parts=parts,
     )
     images, answers = rollout.images.tokens_BN, rollout.answers.mask_QT
-    image_totals = Totals(
-        samples=run.processes.share(len(images)), tokens=run.processes.share(images.numel()), max_length=images.shape[1]
-    )
-    answer_totals = Totals(
-        samples=run.processes.share(len(answers)),
-        tokens=run.processes.share(float(answers.sum())),
-        max_length=config.rollout.max_new_tokens,
-    )
-    stats, total, grad_norm = Stats(), 0.0, 0.0
     terms = Terms(
         config=config.loss,
-        image_totals=image_totals,
-        answer_totals=answer_totals,
+        image_totals=Totals(
+            samples=processes.share(len(images)), tokens=processes.share(images.numel()), max_length=images.shape[1]
+        ),
+        answer_totals=Totals(
+            samples=processes.share(len(answers)),
+            tokens=processes.share(float(answers.sum())),
+            max_length=config.rollout.max_new_tokens,
+        ),
         temperature=temperature,
         stats=stats,
         judges=config.reward.soft_judges,
     )
-    for _ in range(config.loss.num_iterations):
-        losses = loss_parts(model, experience, parts=config.optim.gradient_accumulation_steps, terms=terms)
-        loss, grad_norm = run.update(losses, step)
-        total += loss / config.loss.num_iterations
-    size = config.loss.image_coef * advantages_B.abs().mean() + config.loss.answer_coef * advantages_Q.abs().mean()
-    return run.metrics(rollout, rewards, stats, loss=total, grad_norm=grad_norm, advantage_abs=float(size))
+    for _ in range(batch.updates):
+        yield run.update(loss_parts(run.model, experience, parts=parts, terms=terms), step)

@@ -14,13 +14,13 @@ from openunirl.config import LossConfig, RewardConfig, RunConfig
 
 _AT_LEAST_ONE = (
     ("rollout", ("num_prompts", "num_generations", "num_questions", "num_answers", "max_new_tokens", "batch_size")),
-    ("loss", ("num_iterations", "num_draws")),
+    ("loss", ("num_iterations", "num_draws", "replay_size")),
     ("optim", ("gradient_accumulation_steps",)),
     ("train", ("max_steps", "save_total_limit")),
     ("eval", ("num_images", "max_new_tokens", "batch_size")),
 )
 _NOT_NEGATIVE = (
-    ("loss", ("image_coef", "answer_coef", "reward_coef", "beta", "epsilon", "num_scored_steps")),
+    ("loss", ("image_coef", "answer_coef", "reward_coef", "beta", "epsilon", "num_scored_steps", "replay_steps")),
     ("lora", ("rank",)),
     ("optim", ("lr", "weight_decay", "warmup_steps", "decay")),
     ("train", ("save_steps", "eval_steps", "stall_steps")),
@@ -89,6 +89,7 @@ def check(config: RunConfig) -> None:
     _check_relaxation(config)
     _check_shuffle(config)
     _check_reference(config)
+    _check_replay(config)
     images = config.rollout.num_prompts * config.rollout.num_generations
     if config.optim.gradient_accumulation_steps > images:
         raise ValueError(
@@ -244,6 +245,27 @@ def _check_reference(config: RunConfig) -> None:
         raise ValueError(
             "--train.reference is cpu, and --loss.reward-coef follows the frozen judge's gradient, which needs it "
             "where the policy is; use --train.reference copy, or --reward.sources self"
+        )
+
+
+def _check_replay(config: RunConfig) -> None:
+    loss, steps = config.loss, config.loss.replay_steps
+    if not steps:
+        return
+    if loss.method != "sft" or loss.end_to_end or loss.answer_coef:
+        raise ValueError(
+            f"--loss.replay-steps is {steps}: only the images that SFT keeps are imitated again; use --loss.method sft "
+            "--loss.no-end-to-end --loss.answer-coef 0, or --loss.replay-steps 0"
+        )
+    if steps > config.train.max_steps:
+        raise ValueError(
+            f"--loss.replay-steps is {steps}, more than --train.max-steps {config.train.max_steps}: the first "
+            f"{steps} steps only collect images, so that nothing would be trained"
+        )
+    if config.train.shard:
+        raise ValueError(
+            f"--loss.replay-steps is {steps} with --train.shard: processes hold different numbers of images, and would "
+            "gather shares at different times; leave one of them out"
         )
 
 
