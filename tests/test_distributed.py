@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -170,6 +171,29 @@ def test_two_processes_train_as_one_does(tmp_path):
         assert alone.keys() == together.keys()
         for name in alone.keys() - {"seconds"}:
             assert together[name] == pytest.approx(alone[name], rel=1e-4, abs=1e-6, nan_ok=True), name
+
+
+def test_what_two_processes_held_one_goes_on_with(tmp_path):
+    """Replayed images: each process learns from its own, a checkpoint keeps all of them."""
+    (tmp_path / "mine.py").write_text("def right(prompts, **_):\n    return [1.0] * len(prompts)\n")
+    sft = ["--loss.method", "sft", "--loss.no-end-to-end", "--loss.answer-coef", "0", "--loss.beta", "0"]
+    sft += ["--loss.replay-steps", "2", "--reward.sources", "mine:right", "--reward.kind", "answer"]
+    sft += ["--train.save-steps", "1", "--train.max-steps", "3"]
+    weights, run = bundled("tiny-showo"), tmp_path / "run"
+    for status, told in finished(tmp_path, weights, run, 2, *sft, "--rollout.num-prompts", "1"):
+        assert status == 0, told
+    last = run / "checkpoints" / "step-000003"
+    both = load_file(last / "replay.safetensors")
+    assert sorted(zip(both["step_R"].tolist(), both["prompt_R"].tolist(), strict=True)) == [
+        (step, 2 * (step - 1) + place) for step in (2, 3) for place in (0, 0, 1, 1)
+    ]
+    shutil.rmtree(last)
+    for status, told in finished(tmp_path, weights, run, 1, *sft, "--rollout.num-prompts", "2", "--resume"):
+        assert status == 0, told
+    alone = load_file(last / "replay.safetensors")
+    assert {name: sorted(value.flatten().tolist()) for name, value in alone.items()} == {
+        name: sorted(value.flatten().tolist()) for name, value in both.items()
+    }
 
 
 def test_a_reward_that_fails_on_one_process_ends_all(tmp_path):
