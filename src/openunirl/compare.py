@@ -38,7 +38,7 @@ from openunirl.evaluation.paired import (
 )
 from openunirl.report import JINJA, choose, embed, in_words
 from openunirl.report_curves import curves
-from openunirl.report_numbers import Level, Row, gap, get, level, score, tags_of, task_name
+from openunirl.report_numbers import Level, Row, gap, get, level, overstated, score, tags_of, task_name
 
 CARDS_PER_TASK = 3
 _WIDEST = 1000
@@ -126,7 +126,7 @@ def compare(sides: Sequence[Side]) -> list[Compared]:
             lines.append(_line(task_name(tag) if tag else title, parts, changes, group="" if not tag else title))
     asked = [side.asked for side in sides]
     own = [change(asked[0], each, _answered, answer_key) for each in asked]
-    excess = [change(asked[0], each, lambda row: row["answer_correct"] - row["correct"], answer_key) for each in asked]
+    excess = [change(asked[0], each, overstated, answer_key, reach=2.0) for each in asked]
     both = [(each, side.references) for each, side in zip(asked, sides, strict=True)]
     moved = [imbalance_changes(both[0], each) for each in both]
     names = {RATES[0]: "answer wrong, image right", RATES[1]: "image wrong, answer right"}
@@ -166,7 +166,10 @@ def table(sides: Sequence[Side], lines: Sequence[Compared], which: int) -> Table
         moved, shown = line.changes[which], [line.levels[0], line.levels[which]]
         cells = [f"{100 * each.value:.1f}" if each else "-" for each in shown]
         if moved:
-            cells.append(f"{100 * moved.value:+.1f} ({100 * moved.low:+.1f}..{100 * moved.high:+.1f})")
+            ends = "no interval"
+            if moved.low is not None and moved.high is not None:
+                ends = f"{100 * moved.low:+.1f}..{100 * moved.high:+.1f}"
+            cells.append(f"{100 * moved.value:+.1f} ({ends})")
             cells += [f"{moved.p:.4f}" if moved.p >= 1e-4 else f"{moved.p:.0e}", str(moved.prompts)]
         else:
             cells += ["-", "-", "-"]
