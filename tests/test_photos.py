@@ -138,7 +138,8 @@ def test_references_of_other_prompts_are_told(call, base, tmp_path, capsys):
     call(tmp_path / "out", *flags, prompts=tmp_path / "prompts.jsonl")
     summary = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert summary["geneval"]["n"] == 4 and summary["dtype"] == "bfloat16"
-    assert summary["reference_pictures"] | {"folder": ""} == {"folder": "", "right": 2, "of_evaluated_prompts": 0}
+    read = summary["reference_pictures"]
+    assert (read["right"], read["of_evaluated_prompts"], read["left_out"]["ignored_files"]) == (2, 0, 0)
     told = "2 reference pictures are right, and 0 of these show an evaluated prompt; without any, there is no second"
     assert told in capsys.readouterr().out
 

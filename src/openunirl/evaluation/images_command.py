@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -44,7 +44,7 @@ class ImagesArguments:
     prompt_file: str | None = None
     """GenEval's evaluation_metadata.jsonl: its lines must match the folders, whose own metadata may then be missing."""
     partial: bool = False
-    """Score what is there although prompts or samples are missing."""
+    """Score what is there although prompts or samples are missing; how many is told."""
     batch_size: int | None = None
     """Pictures at once; None: 8 on a GPU, 1 on a CPU. Changes memory and speed, not the result."""
 
@@ -105,8 +105,10 @@ def score_folder(
     from openunirl.evaluation.files import write_summary
     from openunirl.evaluation.image_folder import all_equal, check_names, read_folder, told_of_further_keys
     from openunirl.evaluation.image_scores import PROTOCOL, check_moved, journal_rows, take_up
+    from openunirl.evaluation.left_out import left_out
     from openunirl.generate import check_settings
     from openunirl.provenance import about
+    from openunirl.tasks.records import read_prompts
 
     if detector not in JUDGES:
         raise ValueError(f"unknown detector {detector!r}; known: {', '.join(JUDGES)}")
@@ -149,9 +151,11 @@ def score_folder(
     processes.wait()
     if not processes.is_main:
         return None
+    lacking = left_out(images, pictures, len(read_prompts(prompt_file)) if prompt_file is not None else None)
     more: dict[str, Any] = {
         "images": str(images),
         "partial": partial,
+        "left_out": asdict(lacking),
         "ignored": told_of_further_keys(pictures) or None,
     }
     more |= {"detector": settings | names, **about(command)}
@@ -198,6 +202,7 @@ def _conclude(
         unreadable,
         write_results,
     )
+    from openunirl.evaluation.left_out import LeftOut
 
     rows = journal_rows(folder)
     lost = [picture.name for picture in pictures if picture.name not in rows]
@@ -225,8 +230,9 @@ def _conclude(
     if summary["distinct_pictures"] < len(results):
         repeated = len(results) - summary["distinct_pictures"]
         console.print(f"{repeated} pictures are exact copies of others: were their seeds the same?")
-    if summary["ignored"]:
-        console.print(summary["ignored"], markup=False, highlight=False, soft_wrap=True)
+    lacking = LeftOut(**summary["left_out"])
+    for line in filter(None, (lacking.ignored(), lacking.missing(), summary["ignored"])):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(
         f"{len(results) - before} pictures scored, {before} were scored before; written: {path}", soft_wrap=True
     )

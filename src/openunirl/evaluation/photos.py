@@ -34,6 +34,7 @@ from openunirl.evaluation.image_folder import check_names, read_folder, unknown_
 from openunirl.evaluation.images_command import score_folder, show_official
 from openunirl.evaluation.journal import Rows, batches, complete
 from openunirl.evaluation.judges import JUDGES, loaded_once
+from openunirl.evaluation.left_out import LeftOut
 from openunirl.evaluation.llm_judge import ChatModel, judge_answers
 from openunirl.evaluation.no_score import no_answers
 from openunirl.evaluation.output_folder import OutputFolder
@@ -129,8 +130,11 @@ def evaluate_photos(
     judged: dict[str, Any] = {"detector_weights": detector_weights, "color_weights": color_weights, "command": command}
     judged["judge"] = loaded_once(JUDGES[_DETECTOR](detector_weights, color_weights))
     scored = score_folder(pictures, output_dir=output_dir / "scores", show=False, **judged)
+    read_from = None
     if references is not None:
-        score_folder(references, output_dir=output_dir / "reference-scores", partial=True, show=False, **judged)
+        read_from = score_folder(
+            references, output_dir=output_dir / "reference-scores", partial=True, show=False, **judged
+        )
     del judged  # and the networks with it
     processes.wait()
     own = asked_about(output_dir / "scores", pictures, prompts)
@@ -159,7 +163,8 @@ def evaluate_photos(
         model=model.weights,
         official_prompts=scored["official_prompts"],
         dtype=dtype,
-        reference_pictures=None if references is None else _reference_pictures(references, read, len(prompts)),
+        left_out=scored["left_out"],
+        reference_pictures=read_from and _reference_pictures(read_from, read, len(prompts)),
         answers_judged_by=llm_judge or "rules",
         images_read_from="the PNG files",
         **about(command),
@@ -282,10 +287,11 @@ def matched(
     return rows
 
 
-def _reference_pictures(folder: Path, read: Sequence[Row], prompts: int) -> dict[str, Any]:
-    """How many are right, and how many of these show one of the evaluated prompts."""
+def _reference_pictures(scored: dict[str, Any], read: Sequence[Row], prompts: int) -> dict[str, Any]:
+    """How many are right, how many of these show one of the evaluated prompts, and what their folder holds besides."""
     shown = sum(row["index"] < prompts for row in read)
-    return {"folder": str(folder), "right": len(read), "of_evaluated_prompts": shown}
+    about = {"folder": scored["images"], "left_out": scored["left_out"]}
+    return {**about, "right": len(read), "of_evaluated_prompts": shown}
 
 
 def _show(summary: dict[str, Any], official: str, path: Path) -> None:
@@ -300,7 +306,12 @@ def _show(summary: dict[str, Any], official: str, path: Path) -> None:
         without = "" if shown else "; without any, there is no second imbalance rate"
         told = f"{read['right']} reference pictures are right, and {shown} of these show an evaluated prompt{without}"
         console.print(told, highlight=False, soft_wrap=True)
+        if besides := LeftOut(**read["left_out"]).ignored():  # that some of them are missing is usual
+            console.print(f"of the references, {besides}", markup=False, highlight=False, soft_wrap=True)
     elif not summary["understanding"]["n"]:
         console.print("understanding and the second imbalance rate want --references DIR", highlight=False)
+    own = LeftOut(**summary["left_out"])
+    for line in filter(None, (own.ignored(), own.missing())):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     show_official(console, official)
     console.print(f"written: {path}", soft_wrap=True)
