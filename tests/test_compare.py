@@ -221,14 +221,22 @@ def test_runs_bring_their_base_and_their_curves(tmp_path):
     assert told.source.count('class="panel"') == 1 and "x from 0.111 to 0.889; y from" in told.source
 
 
-def test_what_is_unfair_is_told(tmp_path):
+def test_what_is_unfair_is_told(tmp_path, capsys):
     a, b = evaluation(tmp_path / "a", BEFORE), evaluation(tmp_path / "b", AFTER)
     summary = json.loads((b / "evaluation.json").read_text())
     (b / "evaluation.json").write_text(json.dumps(summary | {"seed": 5}))
     results = b / "evaluation" / "results.jsonl"
     results.write_text("".join(results.read_text().splitlines(keepends=True)[:30]))
+    with results.open("a") as file:
+        file.write("{\n" * 2)
     problems = Page(write_comparison([a, b], tmp_path / "page.html")).texts["problems"]
-    assert "differ in seed: a: 0; b: 5" in problems and "the changes are those of the 30 that both have" in problems
+    printed = capsys.readouterr().out
+    for words in (
+        "differ in seed: a: 0; b: 5",
+        "the changes are those of the 30 that both have",
+        "2 damaged lines skip",
+    ):
+        assert words in problems and words in printed.split("b against a")[1]
 
 
 def test_nothing_to_compare(tmp_path, capsys):

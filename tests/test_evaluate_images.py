@@ -302,53 +302,6 @@ def test_metadata_of_another_detector(folder, tmp_path, capsys):
     assert "which the detector mask2former does not know" in err and not (tmp_path / "out").exists()
 
 
-def test_incomplete_folders(folder, tmp_path, capsys):
-    (folder / "00011/samples/0001.png").unlink()
-    assert "--partial" in refused(capsys, folder, tmp_path / "out")
-    call(folder, tmp_path / "out", "--partial")
-    summary = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    assert summary["pictures"] == 23 and summary["partial"] is True and summary["left_out"]["missing_samples"] == 1
-
-
-def test_what_is_ignored_or_missing_is_counted_and_told(folder, tmp_path, capsys):
-    """Each as a summary of its own would pass for the whole folder's."""
-    call(folder, tmp_path / "whole")
-    assert "not scored" not in (told := capsys.readouterr().out) and "missing" not in told
-    for place in folder.iterdir():
-        Image.new("RGB", (8, 8)).save(place / "samples" / "0002.gif")
-    (folder / "00000/samples/0000.png").rename(folder / "00000/samples/extra.png")
-    (folder / "00000/samples/0001.png").rename(folder / "00000/samples/0000.png")
-    shutil.rmtree(folder / "00003/samples")
-    (folder / "00011").rename(folder / "00011 (copy)")
-    call(folder, tmp_path / "out", "--partial")
-    told = json.loads((tmp_path / "out" / "evaluation.json").read_text())["left_out"]
-    assert told == {
-        "ignored_files": 11,  # 10 of .gif and extra.png
-        "ignored_folders": 1,
-        "such_as": ["00011 (copy)", "00000/samples/0002.gif", "00000/samples/extra.png"],
-        "missing_prompts": 1,  # that there were 12 nothing tells
-        "missing_samples": 1,
-    }
-    write_jsonl(tmp_path / "p.jsonl", [prompt.metadata() for prompt in shapes.prompts("heldout", PROMPTS, 0)])
-    call(folder, tmp_path / "out", "--partial", "--prompt-file", str(tmp_path / "p.jsonl"))
-    printed = capsys.readouterr().out
-    assert "1 folders and 11 files are not in GenEval's layout, and not scored: 00011 (copy), " in printed
-    assert "missing: 2 prompts, and 1 samples of the others" in printed
-
-
-def test_further_keys_of_metadata_are_ignored_and_told(folder, tmp_path, capsys):
-    for index in (1, 4):
-        file = folder / f"0000{index}/metadata.jsonl"
-        write_jsonl(file, [read_jsonl(file)[0] | {"license": "cc0", "seed": index}])
-    call(folder, tmp_path / "out")
-    told = "2 metadata files hold further keys, which are ignored: license, seed"
-    assert told in capsys.readouterr().out
-    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["ignored"] == told
-    assert "license" not in rows(tmp_path / "out")[2]["metadata"]
-    write_jsonl(file, [read_jsonl(file)[0] | {"exclud": []}])  # no note, but a constraint that would be dropped
-    assert "00004/metadata.jsonl:1: unknown key 'exclud'" in refused(capsys, folder, tmp_path / "out")
-
-
 def test_command_lines(capsys, folder, tmp_path):
     out = str(tmp_path / "out")
     for argv, words in (

@@ -2,8 +2,8 @@
 
     run directories, folders of `evaluate` -> Sides -> lines (levels, changes, p) -> comparison.html, comparison.json
 
-In: what compare_sources.py reads. Out: the page (templates/compare.html.j2), the same numbers as JSON, and a table on
-the terminal.
+In: what compare_sources.py reads. Out: the page (templates/compare.html.j2), the same numbers as JSON, and tables on
+the terminal with what is unfair under them.
 
 Source: METHOD 5-7 for what is measured; evaluation/paired.py for changes. Departures: 1. a change is that of the images
 that both hold, which may be fewer than those of the levels beside it: n prompts are told.
@@ -42,6 +42,7 @@ from openunirl.report_numbers import Level, Row, gap, get, level, overstated, sc
 
 CARDS_PER_TASK = 3
 _WIDEST = 1000
+_MOST_TOLD = 10
 _PANELS = {
     "Reward in training": ("mean reward", "reward", ()),
     "Small evaluations: drawing": ("share right", "eval/geneval", (0, 1)),
@@ -95,12 +96,15 @@ def write_comparison(places: Sequence[Path], page: Path) -> Path:
     numbers = {"sides": [side.name for side in sides], "lines": [asdict(line) for line in lines], "notes": problems}
     with whole(page.with_suffix(".json")) as partial:
         partial.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
-    if lines:
-        console = Console()
-        for side in range(1, len(sides)):
-            told = table(sides, lines, side)
-            wide = console.measure(told, options=console.options.update(max_width=_WIDEST)).maximum
-            Console(width=max(console.width, wide)).print(told)  # a pipe is 80 wide, and would cut numbers
+    console = Console()
+    for side in range(1, len(sides) if lines else 0):
+        told = table(sides, lines, side)
+        wide = console.measure(told, options=console.options.update(max_width=_WIDEST)).maximum
+        Console(width=max(console.width, wide)).print(told)  # a pipe is 80 wide, and would cut numbers
+    for problem in problems[:_MOST_TOLD]:
+        console.print(f"note: {problem}", markup=False, highlight=False, soft_wrap=True)
+    if len(problems) > _MOST_TOLD:
+        console.print(f"and {len(problems) - _MOST_TOLD} more, in {page.with_suffix('.json')}", soft_wrap=True)
     return page
 
 
