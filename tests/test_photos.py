@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -257,6 +258,33 @@ def test_refusals(call, base, judges, tmp_path, capsys):
     assert "--references belongs to --world geneval" in capsys.readouterr().err
     assert main(["evaluate", "tiny-showo", "--settings", "showo-51"]) == 2
     assert "did you mean showo-512?" in capsys.readouterr().err
+
+
+def test_errors_name_the_pictures_that_they_are_of(call, base, whole, tmp_path, capsys):
+    """A damaged picture of its own, of the references, and references that are all wrong."""
+    out, references = tmp_path / "out", tmp_path / "references"
+    shutil.copytree(whole, out)
+    shutil.copytree(base / "evaluation", references)
+
+    def refused():
+        capsys.readouterr()
+        call(out, "--references", references, code=1)
+        return capsys.readouterr().err.splitlines()[-1]
+
+    (own := out / "evaluation/00001/samples/0000.png").write_bytes(b"x")
+    err = refused()
+    assert f"1 of 6 pictures in {out / 'evaluation'} cannot be read" in err and "BytesIO" not in err
+    assert "delete them, and the same call draws them again" in err
+    own.unlink()
+    (references / "00001/samples/0000.png").write_bytes(b"x")
+    err = refused()  # the picture of its own is there again
+    assert f"1 of 6 pictures in {references} cannot be read" in err and "get them again or remove them" in err
+    assert own.read_bytes() == (whole / own.relative_to(out)).read_bytes()
+    (references / "00001/samples/0000.png").unlink()
+    shutil.rmtree(references / "00000")
+    err = refused()
+    assert f"0 of 3 pictures in {references} are right" in err and "references that do not show what their" in err
+    assert "cannot draw" not in err
 
 
 def circle(place):

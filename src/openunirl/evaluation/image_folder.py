@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from openunirl.tasks.records import read_jsonl, read_prompts, read_record
 from openunirl.types import Prompt
@@ -277,7 +277,8 @@ def decode(content: bytes) -> np.ndarray:
             deep = mode in ("I", "F") or mode.startswith("I;")
             pixels_HW3 = None if deep else np.array(ImageOps.exif_transpose(picture).convert("RGB"))
     except Exception as error:  # PIL raises a dozen kinds for damaged files
-        raise ValueError(f"damaged, or no picture: {' '.join(str(error).split()) or type(error).__name__}") from None
+        told = "no known picture format" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
+        raise ValueError(f"damaged, or no picture: {told or type(error).__name__}") from None
     if pixels_HW3 is None:
         raise ValueError(f"more than 8 bits a channel (mode {mode}): convert it to 8 bits first")
     if max(width, height) > NARROWEST * min(width, height):

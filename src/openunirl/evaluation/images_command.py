@@ -88,9 +88,11 @@ def score_folder(
     command: str = "",
     show: bool = True,
     judge: NamedJudge | None = None,
+    origin: str = "given",
 ) -> dict[str, Any] | None:
     """Scores what `output_dir` lacks of the pictures in `images`; returns the summary (None in all processes but the
-    main one). `show` prints the table; `judge` is that of `detector` and its weights, where the caller has it.
+    main one). `show` prints the table; `judge` is that of `detector` and its weights, where the caller has it;
+    `origin` of the pictures (no_score.ORIGINS) words the errors about them.
 
     Both folders may have been moved since an earlier call: pictures are known by their name within `images` and their
     content, weights by their fingerprint.
@@ -106,6 +108,7 @@ def score_folder(
     from openunirl.evaluation.image_folder import all_equal, check_names, read_folder, told_of_further_keys
     from openunirl.evaluation.image_scores import PROTOCOL, check_moved, journal_rows, take_up
     from openunirl.evaluation.left_out import left_out
+    from openunirl.evaluation.no_score import ORIGINS
     from openunirl.generate import check_settings
     from openunirl.provenance import about
     from openunirl.tasks.records import read_prompts
@@ -129,8 +132,8 @@ def score_folder(
     check_names(pictures, named.classes, named.colors, detector)
     if all_equal(pictures):
         raise ValueError(
-            f"all {len(pictures)} pictures in {images} are equal, so there is no score: the model, its decoder or a "
-            "safety filter gave the same picture for every prompt (look at one)"
+            f"all {len(pictures)} pictures in {images} are equal, so there is no score: {ORIGINS[origin].equal} (look "
+            "at one)"
         )
     scorer, fingerprints = named.load(processes.device)
     settings |= fingerprints
@@ -159,7 +162,7 @@ def score_folder(
         "ignored": told_of_further_keys(pictures) or None,
     }
     more |= {"detector": settings | names, **about(command)}
-    return _conclude(output_dir, pictures, named.label, before=len(done), show=show, about=more)
+    return _conclude(output_dir, pictures, named.label, before=len(done), show=show, about=more, origin=origin)
 
 
 def _score_share(
@@ -188,7 +191,14 @@ def _score_share(
 
 
 def _conclude(
-    folder: Path, pictures: Sequence[Picture], label: str, *, before: int, show: bool, about: dict[str, Any]
+    folder: Path,
+    pictures: Sequence[Picture],
+    label: str,
+    *,
+    before: int,
+    show: bool,
+    about: dict[str, Any],
+    origin: str,
 ) -> dict[str, Any]:
     """results.jsonl, evaluation.json and the table. Errors: ValueError where the rows are no score."""
     from rich.console import Console
@@ -213,11 +223,12 @@ def _conclude(
             "let one call at a time write there, on a disk that all processes see, and repeat it"
         )
     results = [rows[picture.name] for picture in pictures]
-    bad = unreadable(results)
+    images = Path(about["images"])
+    bad = unreadable(results, images, origin)
     if bad:
         raise ValueError(bad)
     write_results(folder, results)
-    why = no_score(results)
+    why = no_score(results, images, origin)
     if why:
         raise ValueError(why)
     summary = summarize_pictures(results, label, **about)

@@ -129,12 +129,11 @@ def evaluate_photos(
     processes.wait()
     judged: dict[str, Any] = {"detector_weights": detector_weights, "color_weights": color_weights, "command": command}
     judged["judge"] = loaded_once(JUDGES[_DETECTOR](detector_weights, color_weights))
-    scored = score_folder(pictures, output_dir=output_dir / "scores", show=False, **judged)
+    scored = score_folder(pictures, output_dir=output_dir / "scores", show=False, origin="drawn", **judged)
     read_from = None
     if references is not None:
-        read_from = score_folder(
-            references, output_dir=output_dir / "reference-scores", partial=True, show=False, **judged
-        )
+        judged |= {"output_dir": output_dir / "reference-scores", "origin": "references"}
+        read_from = score_folder(references, partial=True, show=False, **judged)
     del judged  # and the networks with it
     processes.wait()
     own = asked_about(output_dir / "scores", pictures, prompts)
