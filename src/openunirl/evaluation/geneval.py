@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from openunirl.evaluation.intervals import mean_interval, wilson
-from openunirl.tasks.geneval import COLORS
+from openunirl.tasks.geneval import COLORS, MOST_OBJECTS
 from openunirl.types import Detection, Judge, Verdict
 
 Box = Sequence[float]
@@ -48,7 +48,7 @@ class ScoreParams:
 
     threshold: float = 0.3
     counting_threshold: float = 0.9
-    max_objects: int = 16
+    max_objects: int = MOST_OBJECTS
     max_overlap: float = 1.0
     position_threshold: float = 0.1
 
