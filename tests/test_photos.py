@@ -250,6 +250,9 @@ def test_refusals(call, base, judges, tmp_path, capsys):
         assert words in refused(*flags) and not out.exists()  # before hours of drawing
     call(out)
     assert 'was made with dtype "float32", not "bfloat16"' in refused("--dtype", "bfloat16")
+    assert (out / "evaluation.json").exists()  # of another call
+    assert "no cannot be read as AutoConfig" in refused("--detector-weights", tmp_path / "no")
+    assert not (out / "evaluation.json").exists()  # of this one, which ended in an error
     assert "was made with references false, not true" in refused("--references", base / "evaluation")
     assert "was made with max_new_tokens 8, not 3" in refused("--max-new-tokens", 3)
     assert "was made with seed 0, not 1" in refused("--seed", 1)

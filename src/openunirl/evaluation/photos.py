@@ -105,7 +105,6 @@ def evaluate_photos(
     check_numbers(at_least_one=numbers | {"max-new-tokens": config.max_new_tokens}, seed=seed)
     check_sampling(config.sampling)
     prompts = _prompts(config, prompt_file, num_prompts, seed)
-    _check_judge(prompts, references, detector_weights, color_weights)
     drawing = drawing_settings(model, [prompt_row(p) for p in prompts], seed=seed, sampling=config.sampling)
     settings = {
         "references": references is not None,  # which ones is compared by content, in reference-scores
@@ -116,6 +115,7 @@ def evaluate_photos(
     folder = OutputFolder(path=output_dir, settings=settings, drawing=drawing)
     pictures = folder.pictures
     folder.check()
+    _check_judge(prompts, references, detector_weights, color_weights)
     processes = Processes()
     chat = ChatModel(llm_judge, processes.device) if llm_judge else None
     adapter = load_model(model).to(processes.device, getattr(torch, dtype))
