@@ -147,6 +147,18 @@ def test_scores_that_are_not_finite_name_no_color(checkpoint):
         broken.colors(noise(8, 8), [Detection(box=(0, 0, 8, 8), score=1.0)], "bus")
 
 
+@pytest.mark.parametrize("part", ["", "text_projection", "text_model", "visual_projection"])
+def test_dead_weights_name_no_color(checkpoint, part):
+    """Otherwise every object would be of the first colour."""
+    broken = ClipColors(str(checkpoint))
+    with torch.no_grad():
+        for name, weight in broken.net.named_parameters():
+            if name.startswith(part):
+                weight.zero_()
+    with pytest.raises(ValueError, match="are equal for all 10 colors: its weights are damaged"):
+        broken.colors(noise(8, 8), [Detection(box=(0, 0, 8, 8), score=1.0)], "bus")
+
+
 # ----------------------------------------------------------------------------------------------------- the judge
 
 

@@ -1,4 +1,4 @@
-"""What `openunirl evaluate --images` leaves out of a folder: refused, or counted and told."""
+"""What `openunirl evaluate --images` says beside a score: what it left out of a folder, and what looks damaged."""
 
 import json
 import shutil
@@ -6,6 +6,7 @@ import shutil
 import pytest
 from PIL import Image
 
+from openunirl.evaluation.no_score import one_color
 from openunirl.tasks import shapes
 from openunirl.tasks.records import read_jsonl, write_jsonl
 from picture_folders import PROMPTS, call, draw, refused, rows
@@ -61,3 +62,19 @@ def test_further_keys_of_metadata_are_ignored_and_told(folder, tmp_path, capsys)
     assert "license" not in rows(tmp_path / "out")[2]["metadata"]
     write_jsonl(file, [read_jsonl(file)[0] | {"exclud": []}])  # no note, but a constraint that would be dropped
     assert "00004/metadata.jsonl:1: unknown key 'exclud'" in refused(capsys, folder, tmp_path / "out")
+
+
+def test_one_color_for_all_is_a_warning(folder, tmp_path, capsys, monkeypatch):
+    """The score stands: the pictures may be of one colour."""
+    call(folder, tmp_path / "sound")
+    assert one_color(rows(tmp_path / "sound")) is None
+    monkeypatch.setattr(
+        "openunirl.tasks.shapes_oracle.Oracle.colors", lambda self, image, found, name: ["red"] * len(found)
+    )
+    capsys.readouterr()
+    call(folder, tmp_path / "out")
+    (warning,) = json.loads((tmp_path / "out" / "evaluation.json").read_text())["warnings"]
+    assert "objects are called red, although" in warning and warning in capsys.readouterr().out
+    told = rows(tmp_path / "out")
+    assert one_color([row for row in told if "red" in row["prompt"]]) is None  # only red ones were asked for
+    assert one_color(told[:2]) is None

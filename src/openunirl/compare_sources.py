@@ -192,6 +192,8 @@ def differences(sides: Sequence[Side]) -> list[str]:
             parts = (f"{key}: {'not recorded' if value is None else value}" for key, value in values.items())
             told.append(f"the evaluations differ in {name}: {'; '.join(parts)}")
     for side in sides:
+        warnings = get(side.summary, "warnings")
+        told += [f"{side.name}: {line}" for line in warnings if line] if isinstance(warnings, list) else []
         for rows, key, what in (
             (side.generated, image_key, "drawn images"),
             (side.references, reference_key, "answers"),

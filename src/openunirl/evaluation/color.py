@@ -35,6 +35,9 @@ BLANK = (0x99, 0x99, 0x99)  # what is not the object
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, RGB in 0..1
 STD = (0.26862954, 0.26130258, 0.27577711)
 
+_APART = 1e-3
+"""Logits of which the largest and the smallest are nearer tell no colour: float32 alone moves them by 1e-5."""
+
 
 def square(picture: Image.Image, side: int) -> Image.Image:
     """The short side becomes `side`, then the middle square is cut out: a long object loses its ends."""
@@ -119,6 +122,11 @@ class ClipColors:
             logits_KC = 100 * F.normalize(_features(told), dim=-1) @ self.prototypes(classname).T
         if not logits_KC.isfinite().all():
             raise ValueError(f"the color classifier's scores for {classname!r} are not finite: its weights are damaged")
+        if ((logits_KC.amax(1) - logits_KC.amin(1)) < _APART).any():
+            raise ValueError(
+                f"the color classifier's scores for {classname!r} are equal for all {len(COLORS)} colors: its weights "
+                "are damaged"
+            )
         return [COLORS[index] for index in logits_KC.argmax(1).tolist()]
 
     def prototypes(self, classname: str) -> torch.Tensor:

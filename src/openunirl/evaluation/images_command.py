@@ -213,6 +213,7 @@ def _conclude(
         write_results,
     )
     from openunirl.evaluation.left_out import LeftOut
+    from openunirl.evaluation.no_score import one_color
 
     rows = journal_rows(folder)
     lost = [picture.name for picture in pictures if picture.name not in rows]
@@ -231,7 +232,7 @@ def _conclude(
     why = no_score(results, images, origin)
     if why:
         raise ValueError(why)
-    summary = summarize_pictures(results, label, **about)
+    summary = summarize_pictures(results, label, **about, warnings=list(filter(None, [one_color(results)])))
     path = write_summary(folder, "evaluation", summary)
     if not show:
         return summary
@@ -242,7 +243,7 @@ def _conclude(
         repeated = len(results) - summary["distinct_pictures"]
         console.print(f"{repeated} pictures are exact copies of others: were their seeds the same?")
     lacking = LeftOut(**summary["left_out"])
-    for line in filter(None, (lacking.ignored(), lacking.missing(), summary["ignored"])):
+    for line in filter(None, (lacking.ignored(), lacking.missing(), summary["ignored"], *summary["warnings"])):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(
         f"{len(results) - before} pictures scored, {before} were scored before; written: {path}", soft_wrap=True

@@ -3,6 +3,7 @@
     pictures, rows of drawn pictures -> no_drawing   -> all equal, nothing detected
     "given", "drawn", "references"   -> ORIGINS      -> what is said of such pictures
     rows of drawn pictures           -> nothing_right -> not one is right
+                                     -> one_color  -> a warning where every object is called one colour
     rows of answered questions       -> no_answers   -> no answer, or hardly a reply of the chat model, can be settled
 
 In: rows as evaluation/run.py and evaluation/photos.py make them. Out: a sentence, or None where the rows are a score.
@@ -10,6 +11,8 @@ In: rows as evaluation/run.py and evaluation/photos.py make them. Out: a sentenc
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +21,10 @@ from typing import Any
 import numpy as np
 
 Rows = Sequence[Mapping[str, Any]]
+_TALLY = re.compile(r"^expected .+>=\d+, found \d+ .+?; and (.+)$", re.MULTILINE)
+"""In a reason: the colours that were found instead (evaluation/geneval.py)."""
+_FEWEST_OBJECTS = 8
+"""Of fewer objects one colour may be chance."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +92,24 @@ def nothing_right(rows: Rows, shown: int, causes: str, where: str = "") -> str |
     return (
         f"0 of {len(rows)} pictures{where} are right although {shown} of them show objects; that is not taken for a "
         f'score. The likely causes: {causes}. The most frequent reason is "{reason}" ({times} times)'
+    )
+
+
+def one_color(rows: Rows) -> str | None:
+    """Of rows with "correct", "reason" and "metadata": a warning where all objects that were asked for in several
+    colours are called the same one."""
+    wanted, seen = set[str](), Counter[str]()
+    for row in rows:
+        asked = [clause["color"] for clause in json.loads(row["metadata"]).get("include", ()) if "color" in clause]
+        wanted.update(asked)
+        seen.update(asked if row["correct"] else ())
+        for tally in _TALLY.findall(row["reason"]):
+            seen.update({color: int(number) for number, color in (part.split(" ", 1) for part in tally.split(", "))})
+    if len(wanted) == 1 or len(seen) != 1 or seen.total() < _FEWEST_OBJECTS:
+        return None
+    return (
+        f"all {seen.total()} objects are called {next(iter(seen))}, although {len(wanted)} colors were asked for: the "
+        "color classifier's weights are damaged, or the pictures have no colors"
     )
 
 

@@ -163,6 +163,7 @@ def evaluate_photos(
         official_prompts=scored["official_prompts"],
         dtype=dtype,
         left_out=scored["left_out"],
+        warnings=scored["warnings"],
         reference_pictures=read_from and _reference_pictures(read_from, read, len(prompts)),
         answers_judged_by=llm_judge or "rules",
         images_read_from="the PNG files",
@@ -310,7 +311,7 @@ def _show(summary: dict[str, Any], official: str, path: Path) -> None:
     elif not summary["understanding"]["n"]:
         console.print("understanding and the second imbalance rate want --references DIR", highlight=False)
     own = LeftOut(**summary["left_out"])
-    for line in filter(None, (own.ignored(), own.missing())):
+    for line in filter(None, (own.ignored(), own.missing(), *summary["warnings"])):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     show_official(console, official)
     console.print(f"written: {path}", soft_wrap=True)
