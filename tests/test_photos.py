@@ -248,6 +248,13 @@ def test_refusals(call, base, judges, tmp_path, capsys):
         (("--sampling.top-k", 5), "--sampling: top_k=5 must be 0"),
     ):
         assert words in refused(*flags) and not out.exists()  # before hours of drawing
+    record = {"tag": "own", "include": [{"class": "handbag", "count": 1}], "prompt": "a handbag"}
+    write_jsonl(tmp_path / "own.jsonl", [RECORDS[0], record])
+    assert "own.jsonl:2: tag 'own' has no questions" in refused(prompts=tmp_path / "own.jsonl")
+    shutil.copytree(base / "evaluation", tmp_path / "references")
+    write_jsonl(tmp_path / "references/00001/metadata.jsonl", [record])
+    err = refused("--references", tmp_path / "references")
+    assert "00001/metadata.jsonl: tag 'own' has no questions" in err and not out.exists()
     call(out)
     assert 'was made with dtype "float32", not "bfloat16"' in refused("--dtype", "bfloat16")
     assert (out / "evaluation.json").exists()  # of another call

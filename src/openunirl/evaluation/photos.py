@@ -51,8 +51,7 @@ from openunirl.generate import (
 from openunirl.models.protocol import UnifiedModel, load_model
 from openunirl.provenance import about
 from openunirl.report_numbers import imbalance_table, summary_table, unsettled_lines
-from openunirl.tasks.geneval import with_question
-from openunirl.tasks.records import prompt_row, read_jsonl, read_prompts, write_jsonl
+from openunirl.tasks.records import prompt_row, read_asked, read_jsonl, write_jsonl
 from openunirl.tasks.worlds import WORLDS, first_of_each_task
 from openunirl.types import AnswerSampling, Prompt
 from openunirl.validate_model import check_sampling_of
@@ -177,13 +176,14 @@ def evaluate_photos(
 def _prompts(config: EvalConfig, prompt_file: Path | None, num_prompts: int | None, seed: int) -> list[Prompt]:
     if prompt_file is None:
         return WORLDS["geneval"]().evaluation_prompts(config.split, config.num_prompts, seed)
-    prompts = [with_question(prompt) for prompt in read_prompts(prompt_file)]
+    prompts = read_asked(prompt_file)
     return prompts if num_prompts is None else first_of_each_task(prompts, num_prompts)
 
 
 def _check_judge(prompts: Sequence[Prompt], references: Path | None, detector_weights: str, color_weights: str) -> None:
-    """Before hours of drawing. Errors: ValueError for references that cannot be read, for a detector or colour
-    classifier that is not there or of another kind, and for prompts of what the detector does not know."""
+    """Before hours of drawing. Errors: ValueError for references that cannot be read or that nothing is asked about,
+    for a detector or colour classifier that is not there or of another kind, and for prompts of what the detector does
+    not know."""
     named = JUDGES[_DETECTOR](detector_weights, color_weights)
     for prompt in prompts:
         name = unknown_name(prompt, named.classes, named.colors)
@@ -193,7 +193,10 @@ def _check_judge(prompts: Sequence[Prompt], references: Path | None, detector_we
                 "that no picture of it could be right: leave it out of --prompt-file"
             )
     if references is not None:
-        check_names(read_folder(references, partial=True), named.classes, named.colors, _DETECTOR)
+        pictures, place = read_folder(references, partial=True), placed(prompts)
+        check_names(pictures, named.classes, named.colors, _DETECTOR)
+        for picture in pictures:
+            place(picture)
     named.check()
 
 
@@ -210,11 +213,11 @@ def right_references(scores: Path, folder: Path, prompts: Sequence[Prompt]) -> l
     """The reference pictures that the detector calls right. Those of an evaluated prompt get its number and question;
     the others numbers beyond, and the question of their own record or ours."""
     place = placed(prompts)
-    own = {picture.name: picture.prompt for picture in read_folder(folder, partial=True)}
+    own = {picture.name: picture for picture in read_folder(folder, partial=True)}
     found: list[Asked] = []
     for row in read_jsonl(scores / "results.jsonl"):
         if row["correct"]:
-            index, chosen = place(own[row["filename"]], row["index"])
+            index, chosen = place(own[row["filename"]])
             found.append(Asked(row=row | {"index": index}, file=folder / row["filename"], prompt=chosen))
     return found
 

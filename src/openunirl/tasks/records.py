@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from openunirl.disk import naming
-from openunirl.tasks.geneval import COLORS, MOST_OBJECTS, RELATIONS, TAGS
+from openunirl.tasks.geneval import COLORS, MOST_OBJECTS, RELATIONS, TAGS, with_question
 from openunirl.types import Prompt, Question
 
 PROMPT_KEYS = ("tag", "include", "exclude", "prompt", "question", "answer", "more_questions")
@@ -143,6 +143,21 @@ def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
     Nothing is returned unless every line is sound. OSError as `open` raises it.
     """
     return [_prompt(place, row) for place, row in _numbered_rows(path)]
+
+
+def read_asked(path: str | os.PathLike[str]) -> list[Prompt]:
+    """The same, each with a question: the record's own, or ours.
+
+    ValueError, "file:line: ...", also for a record without a question whose tag or clauses have none of ours.
+    """
+    asked: list[Prompt] = []
+    for place, row in _numbered_rows(path):
+        prompt = _prompt(place, row)
+        try:
+            asked.append(with_question(prompt))
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from None
+    return asked
 
 
 def read_record(path: str | os.PathLike[str]) -> tuple[Prompt, list[str]]:
