@@ -359,11 +359,13 @@ def test_a_chat_model_judges_and_its_replies_are_kept(call, base, chat, tmp_path
 
 
 def test_a_judge_that_does_not_judge_is_no_score(call, base, chat, tmp_path, capsys, monkeypatch):
+    alone = []
+    monkeypatch.setattr("openunirl.evaluation.photos.tell_alone", lambda *told: alone.append(told))
     monkeypatch.setattr(ChatModel, "replies", lambda self, prompts: ["<think> well" for _ in prompts])
     call(tmp_path / "out", "--llm-judge", chat, code=1)
     err = capsys.readouterr().err.splitlines()[-1]
     assert f"6 of 6 replies of the chat model {chat} are no verdict (such as '<think> well')" in err
-    assert not (tmp_path / "out" / "evaluation.json").exists()
+    assert not (tmp_path / "out" / "evaluation.json").exists() and alone == [(1, "judges the answers")]
     assert (tmp_path / "out" / "scores" / "evaluation.json").exists()
     assert {row["reply"] for row in read_jsonl(tmp_path / "out" / "evaluation" / "results.jsonl")} == {"<think> well"}
 

@@ -8,7 +8,8 @@
 
 In: a model, prompts, on request a folder of reference pictures in GenEval's layout. Out, in --output-dir: the files
 above, evaluation/results.jsonl, evaluation/references.jsonl and evaluation.json. The same call again continues after a
-kill, and repeats nothing that is on disk. Under `accelerate launch` every process takes its share.
+kill, and repeats nothing that is on disk. Under `accelerate launch` every process takes its share, but of a chat
+model's judging: that the first one does.
 
 Source: UniRL (arXiv 2505.23380), its released cycle scripts; METHOD 5-7. Departures: 1. the rules judge answers
 (tasks/answers.py); on request a chat model does (llm_judge.py); 2. the model is asked about its pictures as they lie on
@@ -47,6 +48,7 @@ from openunirl.generate import (
     drawing_settings,
     progress_bar,
     share_of,
+    tell_alone,
 )
 from openunirl.models.protocol import UnifiedModel, load_model
 from openunirl.provenance import about
@@ -143,6 +145,8 @@ def evaluate_photos(
     }
     if not processes.is_main or scored is None:
         return None
+    if chat is not None:
+        tell_alone(processes.count, "judges the answers")
     del adapter  # a chat model wants the memory
     cache = llm_cache or output_dir / "judgements"
     generated, read = (matched(asked, told[name], chat, cache) for name, asked in (("own", own), ("references", right)))
