@@ -1,5 +1,7 @@
 """The colour classifier: crops worked out by hand, prompts and prototypes restated, a small CLIP checkpoint."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -137,6 +139,17 @@ def test_merges_that_were_cut_off_are_noticed(tmp_path):
     (whole / "merges.txt").write_text("".join(merges[:-1]))
     with pytest.raises(ValueError, match=r"net: the tokenizer splits 'red', which .*merges\.txt"):
         ClipColors(str(whole))
+
+
+@pytest.mark.parametrize("value", [[], "77"])
+def test_a_tokenizer_of_damaged_settings_is_named(tmp_path, value):
+    """transformers reads them, and stumbles later."""
+    place = save_clip(tmp_path / "net", words=("red",))
+    (place / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": value})
+    )
+    with pytest.raises(ValueError, match=r"net: the tokenizer cannot read 'red' \(TypeError\).*tokenizer_config\.json"):
+        ClipColors(str(place))
 
 
 def test_scores_that_are_not_finite_name_no_color(checkpoint):

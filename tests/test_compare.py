@@ -239,6 +239,22 @@ def test_what_is_unfair_is_told(tmp_path, capsys):
         assert words in problems and words in printed.split("b against a")[1]
 
 
+@pytest.mark.parametrize(
+    "odd", [{"geneval": {"tasks": [[1]]}}, {"collusion_gap_interval": [1]}, {"self_reward": 10**400}]
+)
+def test_odd_values_in_a_summary_are_left_out(tmp_path, odd):
+    a, b = evaluation(tmp_path / "a", BEFORE), evaluation(tmp_path / "b", AFTER)
+    summary = json.loads((b / "evaluation.json").read_text()) | odd
+    summary["self_reward_interval"]["accuracy"] = summary["self_reward"]
+    (b / "evaluation.json").write_text(json.dumps(summary))
+    page = write_comparison([a, b], tmp_path / "page.html")
+    lines = {line["name"]: line["levels"] for line in json.loads(page.with_suffix(".json").read_text())["lines"]}
+    name = {"geneval": "Drawing", "collusion_gap_interval": "Collusion gap", "self_reward": "Self-reward"}[
+        next(iter(odd))
+    ]
+    assert lines[name][0] is not None and lines[name][1] is None and lines["Understanding"][1] is not None
+
+
 def test_nothing_to_compare(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     a = evaluation(tmp_path / "a", BEFORE)

@@ -8,7 +8,7 @@ where both evaluations hold the same images; a prompt text that stands in severa
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,7 +64,7 @@ def get(tree: Any, *keys: str) -> Any:
 
 def number(value: Any) -> float | None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if number and math.isfinite(value) else None
+    return float(value) if number and abs(value) <= sys.float_info.max else None
 
 
 def level(part: Any) -> Level | None:
@@ -92,7 +92,8 @@ def score(part: Any) -> Level | None:
 def gap(summary: Any) -> Level | None:
     """The collusion gap: self-reward minus the detector's verdict, over the same images."""
     part, prompts = get(summary, "collusion_gap_interval"), get(summary, "self_reward_interval", "distinct_prompts")
-    return level({"accuracy": get(summary, "collusion_gap"), "distinct_prompts": prompts} | dict(part or {}))
+    part = part if isinstance(part, Mapping) else {}
+    return level({"accuracy": get(summary, "collusion_gap"), "distinct_prompts": prompts, **part})
 
 
 def task_name(tag: str) -> str:
@@ -113,7 +114,8 @@ def line(name: str, sides: Sequence[Level | None], paired: Interval | None = Non
 
 def tags_of(what: str, *summaries: Any) -> list[str]:
     """The tasks in any of them, then "" for all together."""
-    return [*dict.fromkeys(tag for summary in summaries for tag in (get(summary, what, "tasks") or ())), ""]
+    tasks = [get(summary, what, "tasks") for summary in summaries]
+    return [*dict.fromkeys(tag for each in tasks if isinstance(each, Mapping) for tag in each), ""]
 
 
 def by_task(what: str, before: Any, after: Any, paired: Mapping[tuple[str, str], Interval]) -> list[Line]:
