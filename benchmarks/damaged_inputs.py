@@ -3,11 +3,12 @@
     python benchmarks/damaged_inputs.py --cases 10000 --seed 0
 
 Sound inputs - JSONL files, prompt files, pictures, GenEval folders, configurations, report rows, journals, settings,
-answers, a chat model's replies, checkpoints, tokenizer files - are damaged at random (bytes flipped, cut, doubled,
-replaced; JSON values exchanged; files removed or emptied) and handed to the code that reads them. An outcome is "error"
-(ValueError or OSError in one sentence, at most 1,000 characters), "skip" (the reader counted it), "sound" (the damage
-left a sound input: what was read is checked), or a failure: any other exception, an empty or vague message, or a result
-that does not hold. Prints a table; exit code 1 on any failure.
+answers, a chat model's replies, checkpoints, tokenizer files, detectors, colour classifiers, summaries, GenEval's own
+results - are damaged at random (damage.py: bytes flipped, cut, doubled, replaced; JSON values exchanged; files removed,
+renamed, emptied or added) and handed to the code that reads them. An outcome is "error" (ValueError or OSError in one
+sentence, at most 1,000 characters), "skip" (the reader counted it: how much is missing or ignored is compared with what
+is), "sound" (the damage left a sound input: what was read is checked), or a failure: any other exception, an empty or
+vague message, or a result that does not hold. Prints a table; exit code 1 on any failure.
 """
 
 from __future__ import annotations
@@ -29,12 +30,16 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from transformers.utils.logging import disable_progress_bar
 
+from damage import Rng, damaged_bytes, damaged_folder, damaged_json, damaged_lines
+from damaged_evaluations import EvaluationInputs
 from openunirl.cli import read_config
 from openunirl.config import to_dict
 from openunirl.evaluation.image_folder import decode, read_folder
 from openunirl.evaluation.image_scores import check_moved, rows_of, score_pictures
 from openunirl.evaluation.journal import mend
+from openunirl.evaluation.left_out import left_out
 from openunirl.evaluation.llm_judge import read_replies, verdict_of
 from openunirl.evaluation.photos import read_answers
 from openunirl.flags import UsageError
@@ -54,83 +59,21 @@ from openunirl.tasks.shapes_oracle import Oracle
 from openunirl.tasks.worlds import WORLDS
 from openunirl.validate import check
 
-Rng = random.Random
 LONGEST = 1000
 VAGUE = ("values to unpack", "invalid literal", "index out of range", "could not convert", "object has no attribute")
 """What Python says of a mistake in a reader."""
-
-# ------------------------------------------------------------------------------------------------------- damage
-
-
-def damaged_bytes(content: bytes, rng: Rng) -> bytes:
-    """One to three accidents."""
-    for _ in range(rng.randint(1, 3)):
-        at, end = sorted(rng.randrange(len(content) + 1) for _ in range(2))
-        kind = rng.randrange(8)
-        if kind == 0:
-            content = content[:at]
-        elif kind == 1 and content:
-            at = min(at, len(content) - 1)
-            content = content[:at] + bytes([content[at] ^ (1 << rng.randrange(8))]) + content[at + 1 :]
-        elif kind == 2:
-            content = content[:at] + rng.randbytes(rng.randint(1, 40)) + content[at:]
-        elif kind == 3:
-            content = content[:at] + content[end:]
-        elif kind == 4:
-            content = content[:end] + content[at:end] + content[end:]
-        elif kind == 5:
-            content = content[:at] + bytes(end - at) + content[end:]
-        elif kind == 6:
-            content = rng.choice([b"", b"\xff\xfe", b"\n", b"null", b"[]", b"{}", b"\xef\xbb\xbf" + content])
-        else:
-            content = content.replace(*rng.choice([(b'"', b"'"), (b":", b"="), (b"1", b"-1"), (b"\n", b"\r")]))
-    return content
-
-
-ODD: list[Any] = [
-    None, True, -1, 0, 10**30, 1.5, "", " ", "a" * 5000, "\u2028", "\x00", [], {}, [[]], [None], {"a": 1},
-    ["left of", 0], ["left of", 7], "left of", "purple", "café", "position", [1, 2, 3], 2, 1e308,
-]  # fmt: skip
-
-
-def damaged_json(value: Any, rng: Rng) -> Any:
-    """A JSON value with something in it exchanged, removed, doubled or added."""
-    if rng.random() < 0.3 or not isinstance(value, dict | list) or not value:
-        return rng.choice(ODD)
-    changed = dict(value) if isinstance(value, dict) else list(value)
-    place = rng.choice(list(changed)) if isinstance(changed, dict) else rng.randrange(len(changed))
-    kind = rng.randrange(4)
-    if kind == 0:
-        del changed[place]
-    elif kind == 1 and isinstance(changed, dict):
-        changed[str(place) + "s"] = rng.choice(ODD)
-    elif kind == 1:
-        changed.append(rng.choice(ODD))
-    else:
-        changed[place] = damaged_json(changed[place], rng)
-    return changed
-
-
-def damaged_lines(rows: list[dict[str, Any]], rng: Rng) -> bytes:
-    """A JSONL file of which a value or some bytes are damaged."""
-    rows = list(rows)
-    if rng.random() < 0.6:
-        place = rng.randrange(len(rows))
-        rows[place] = damaged_json(rows[place], rng)
-        return "".join(json.dumps(row) + "\n" for row in rows).encode()
-    return damaged_bytes("".join(json.dumps(row) + "\n" for row in rows).encode(), rng)
-
+SHOWN = (".png", ".jpg", ".gif")
 
 # ---------------------------------------------------------------------------------------- what is read, and how
 
 
-class Inputs:
+class Inputs(EvaluationInputs):
     """Sound inputs, made once, and for each kind a function that damages one and reads it."""
 
     def __init__(self, place: Path):
-        self.place, self.file = place, place / "input"
+        super().__init__(place)
         self.prompts = [prompt_row(prompt) for prompt in evaluation_prompts()[::97]]
-        self.noise = noise = np.random.default_rng(0).integers(0, 256, (24, 20, 3), dtype=np.uint8)
+        noise = self.noise
         self.pictures: dict[str, bytes] = {}
         for kind in ("png", "jpeg", "webp", "bmp"):
             Image.fromarray(noise).save(self.file, format=kind)
@@ -148,6 +91,7 @@ class Inputs:
     @staticmethod
     def _folder(folder: Path) -> Path:
         prompts = shapes.prompts("heldout", 3, 0)
+        write_jsonl(folder.parent / "prompts.jsonl", [prompt.metadata() for prompt in prompts])
         for index, (prompt, picture) in enumerate(zip(prompts, WORLDS["shapes"]().references(prompts, 0), strict=True)):
             (folder / f"{index:05d}" / "samples").mkdir(parents=True)
             write_jsonl(folder / f"{index:05d}" / "metadata.jsonl", [prompt.metadata()])
@@ -186,32 +130,28 @@ class Inputs:
         return "sound"
 
     def geneval_folder(self, rng: Rng) -> str:
-        """Damaged in one or two places, then read and scored; an unreadable picture is a counted row."""
+        """Damaged in one or two places, then read and scored; an unreadable picture is a counted row, and what is
+        missing or ignored is counted. (That the last prompts' folders are gone only a prompt file tells.)"""
         copy = self.place / "copy"
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(self.folder, copy)
         for _ in range(rng.randint(1, 2)):
-            places = [path for path in sorted(copy.rglob("*")) if path.exists()]
-            path = rng.choice(places)
-            kind = rng.randrange(4)
-            if kind == 0:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            elif kind == 1:
-                path.rename(
-                    path.with_name(rng.choice(("00001", "7", "x", "0001.png", "metadata.jsonl", "samples ")) + "_")
-                )
-            elif kind == 2 and path.is_file():
-                path.write_bytes(damaged_bytes(path.read_bytes(), rng))
-            elif path.is_dir():
-                (path / rng.choice(("9", "00002", "0.png", "0000.jpg", "a.png"))).write_bytes(b"x")
-            else:
-                path.write_bytes(b"")
-        pictures = read_folder(copy, partial=rng.random() < 0.5)
+            damaged_folder(copy, rng)
+        file, partial = rng.choice((None, self.place / "prompts.jsonl")), rng.random() < 0.5
+        pictures = read_folder(copy, prompt_file=file, partial=partial)
         rows = [row for part in score_pictures(Oracle(), pictures, 4) for row in part]
         assert len(rows) == len(pictures) > 0
         unreadable = sum("unreadable" in row for row in rows)
         assert all(row["unreadable"] if "unreadable" in row else row["correct"] in (True, False) for row in rows)
-        return "skip" if unreadable or len(rows) < 6 else "sound"
+        told = left_out(copy, pictures, None if file is None else 3)
+        last = 3 if file else max(int(each.name) for each in copy.iterdir() if each.name.isdigit()) + 1
+        assert 2 * told.missing_prompts + told.missing_samples == 2 * last - len(rows), "fewer rows, and not counted"
+        assert partial or not (told.missing_prompts or told.missing_samples), "fewer rows, and no error"
+        known = {picture.file for picture in pictures} | {copy / f"0000{i}" / "metadata.jsonl" for i in range(3)}
+        others = [each for each in copy.rglob("*") if each.is_file() and each not in known]
+        shown = [each for each in others if each.suffix in SHOWN or each.parent.name == "samples"]
+        assert told.ignored_files + told.ignored_folders > 0 or not shown, f"{shown} ignored, and not counted"
+        return "skip" if unreadable or told.ignored() or told.missing() else "sound"
 
     def configuration(self, rng: Rng) -> str:
         content = json.loads(json.dumps(to_dict(rng.choice(list(PRESETS.values())))))
@@ -330,6 +270,7 @@ KINDS: dict[str, Callable[[Inputs, Rng], str]] = {
     for name in (
         "jsonl", "prompt_file", "prompts_to_draw", "picture", "geneval_folder", "configuration", "report_rows",
         "journal", "settings", "answers", "replies", "checkpoint", "image_tokenizer", "model_configuration", "answer",
+        "detector", "color_classifier", "summary", "geneval_results", "drawn_journal",
     )
 }  # fmt: skip
 
@@ -354,6 +295,7 @@ def main() -> None:
     args = parser.parse_args()
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     failures: list[str] = []
+    disable_progress_bar()
     with tempfile.TemporaryDirectory() as place:
         inputs = Inputs(Path(place))
         for case in range(args.cases):

@@ -3,8 +3,9 @@
     python benchmarks/evaluate_images.py --pictures 4 --side 512
 
 Random weights at the real sizes (Mask2Former Swin-S of 80 classes, CLIP ViT-L/14); every picture gets one object, whose
-colour is asked. End to end: PNG decoding, resizing, both networks, post-processing, scoring, the journal. Bare: the
-same networks on inputs that are ready. The aim is a ratio of at most 1.25. Prints a table with command and commit.
+colour is asked. End to end: PNG decoding, resizing, both networks, post-processing, scoring, the journal; not what a
+call does before (loading and fingerprinting weights, reading the folder, comparing its pictures). Bare: the same
+networks on inputs that are ready. The aim is a ratio of at most 1.25. Prints a table with command and commit.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 """The colour classifier: crops worked out by hand, prompts and prototypes restated, a small CLIP checkpoint."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -139,11 +141,34 @@ def test_merges_that_were_cut_off_are_noticed(tmp_path):
         ClipColors(str(whole))
 
 
+@pytest.mark.parametrize("value", [[], "77"])
+def test_a_tokenizer_of_damaged_settings_is_named(tmp_path, value):
+    """transformers reads them, and stumbles later."""
+    place = save_clip(tmp_path / "net", words=("red",))
+    (place / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": value})
+    )
+    with pytest.raises(ValueError, match=r"net: the tokenizer cannot read 'red' \(TypeError\).*tokenizer_config\.json"):
+        ClipColors(str(place))
+
+
 def test_scores_that_are_not_finite_name_no_color(checkpoint):
     broken = ClipColors(str(checkpoint))
     with torch.no_grad():
         broken.net.visual_projection.weight.fill_(float("nan"))
     with pytest.raises(ValueError, match="not finite"):
+        broken.colors(noise(8, 8), [Detection(box=(0, 0, 8, 8), score=1.0)], "bus")
+
+
+@pytest.mark.parametrize("part", ["", "text_projection", "text_model", "visual_projection"])
+def test_dead_weights_name_no_color(checkpoint, part):
+    """Otherwise every object would be of the first colour."""
+    broken = ClipColors(str(checkpoint))
+    with torch.no_grad():
+        for name, weight in broken.net.named_parameters():
+            if name.startswith(part):
+                weight.zero_()
+    with pytest.raises(ValueError, match="are equal for all 10 colors: its weights are damaged"):
         broken.colors(noise(8, 8), [Detection(box=(0, 0, 8, 8), score=1.0)], "bus")
 
 

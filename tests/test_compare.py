@@ -26,9 +26,10 @@ def test_mcnemar_by_hand():
 def test_sign_flips_agree_with_the_exact_test_where_both_apply():
     rng = np.random.default_rng(0)
     difference = np.array([1.0] * 9 + [-1.0] * 3 + [0.0] * 20)
-    assert sign_flip(difference, rng) == mcnemar(9, 3)
-    # the same differences beside one that is almost 0 go through the random flips
-    assert sign_flip(np.append(difference, 1e-12), rng) == pytest.approx(mcnemar(9, 3), abs=0.015)
+    assert sign_flip(difference, rng) == pytest.approx(mcnemar(9, 3))
+    # the same differences beside two others go through the random flips, and where all are few, through all of them
+    assert sign_flip(np.append(difference, [1e-11, 2e-11]), rng) == pytest.approx(mcnemar(9, 3), abs=0.015)
+    assert sign_flip(np.array([0.5, 1.0, 1.0, 0.25]), rng) == 2 / 2**4
     assert sign_flip(np.full(30, 1.0) + np.arange(30) / 100, rng) == pytest.approx(1 / 10_001)
 
 
@@ -53,7 +54,44 @@ def test_a_change_is_that_of_the_common_images():
     a, b = rows([(False, True)] * 6), rows([(True, True)] * 4)
     got = change(a, b, lambda row: row["correct"])
     assert got is not None and (got.value, got.prompts, got.p) == (1.0, 4, mcnemar(4, 0))
+    assert (got.low, got.high) == (0.0, 1.0)  # Newcombe's alone would leave 0 out, which p = 0.125 does not
+    same = change(a, a, lambda row: row["correct"])
+    assert same is not None and same.low is not None and same.low < -0.3 and same.high == -same.low
     assert change(a, rows([(True, True)], tag="counting"), lambda row: row["correct"]) is None
+
+
+def test_intervals_and_p_values_agree():
+    """Two images a prompt, so that the test's own interval is told: it leaves out 0 exactly where p < 0.05."""
+    rng, told = np.random.default_rng(3), {True: 0, False: 0}
+    for number in (5, 8, 14, 30) * 8:
+        a, b = (
+            [row | {"sample": k} for k in range(2) for row in rows([(x, True) for x in rng.random(number) < p])]
+            for p in (0.4, 0.7)
+        )
+        got = change(a, b, lambda row: row["correct"])
+        assert got is not None
+        if got.low is None or got.high is None:
+            assert got.p >= 0.05 / 2  # fewer than six prompts changed
+            continue
+        assert got.low < got.value < got.high or got.high == 1.0
+        assert (got.low > 0 or got.high < 0) == (got.p < 0.05)
+        told[got.p < 0.05] += 1
+    assert min(told.values()) > 4
+
+
+def test_intervals_cover():
+    """In 95 % of 200 pairs of evaluations with two images a prompt, as far as these tell."""
+    rng, held = np.random.default_rng(4), 0
+    for _ in range(200):
+        share = rng.random(40) * 0.8
+        a, b = (
+            [row | {"sample": k} for k in range(2) for row in rows([(x, True) for x in rng.random(40) < share + more])]
+            for more in (0.0, 0.2)
+        )
+        got = change(a, b, lambda row: row["correct"])
+        assert got is not None and got.low is not None and got.high is not None
+        held += got.low <= 0.2 <= got.high
+    assert held >= 200 * 0.95 - 3 * math.sqrt(200 * 0.05 * 0.95)
 
 
 def test_the_macro_mean_weighs_tasks_alike():
@@ -69,10 +107,32 @@ def test_imbalance_changes():
     read = rows([(True, True)] * 40)
     got = imbalance_changes((a, read), (b, read))
     first, second, score = (got[name] for name in (*RATES, "score"))
-    assert first.value == -1.0 and first.p < 0.001 and first.prompts == 40
-    assert second.value == 0.0 and second.p == 1.0
-    assert score.value == -0.5 and score.low <= -0.5 <= score.high < 0
+    assert (first.value, first.prompts) == (-1.0, 20) and first.p == pytest.approx(mcnemar(20, 0))
+    assert (second.value, second.p, second.prompts, second.low) == (0.0, 1.0, 40, None)
+    assert (score.value, score.prompts) == (-0.5, 40)
+    assert score.low is not None and score.high is not None and score.low <= -0.5 <= score.high < 0
     assert "score" not in imbalance_changes((a, []), (b, []))  # no references, so no second rate
+
+
+def test_imbalance_of_few_right_pictures_is_the_exact_test_of_these():
+    """5 right pictures of 100, which one misreads and the other reads; and where only one drew any."""
+    a, b = (rows([(i < 5, right and i < 5) for i in range(100)]) for right in (False, True))
+    got = imbalance_changes((a, []), (b, []))[RATES[0]]
+    assert (got.value, got.prompts, got.low, got.high) == (-1.0, 5, None, None) and got.p == pytest.approx(2 / 2**5)
+    assert imbalance_changes((a, []), (rows([(False, False)] * 100), [])) == {}
+    few = rows([(i < 9, i % 3 > 0) for i in range(100)])  # 9 right pictures against 60: too few to compare
+    assert imbalance_changes((few, []), (rows([(i > 39, i % 3 > 0) for i in range(100)]), [])) == {}
+
+
+@pytest.mark.parametrize(("a", "b", "misread"), [(0.15, 0.15, 0.5), (0.5, 0.5, 0.3), (0.3, 0.9, 0.3)])
+def test_imbalance_p_values_hold_their_level(a, b, misread):
+    """Of models that misread equally often 5 % get p < 0.05, however well they draw, as far as 100 trials tell."""
+    rng, below, trials = np.random.default_rng(2), 0, 100
+    for _ in range(trials):
+        sides = [rows(zip(rng.random(80) < p, rng.random(80) >= misread, strict=True)) for p in (a, b)]
+        got = imbalance_changes((sides[0], []), (sides[1], [])).get(RATES[0])
+        below += got is not None and got.p < 0.05
+    assert below <= trials * 0.05 + 3 * math.sqrt(trials * 0.05 * 0.95)
 
 
 def test_several_references_of_one_prompt_are_several_pictures():
@@ -135,7 +195,7 @@ def test_evaluations_side_by_side(tmp_path, capsys):
     assert main(["report", str(a), str(b), str(c), "--output", str(page)]) == 0
     printed = capsys.readouterr().out
     assert "b against a" in printed and printed.endswith(f"{page}\n")
-    assert "…" not in printed and "+41.7 (+16.7..+66.7)" in printed and "answer wrong, image right" in printed
+    assert "…" not in printed and "+41.7 (+0.0..+64.3)" in printed and "answer wrong, image right" in printed
     told = Page(page)
     assert not {"script", "link", "iframe"} & {tag for tag, _ in told.elements} and "http:" not in told.source
     assert "b: drawing changed by +38.9 points against a" in told.texts["verdict"]
@@ -161,14 +221,38 @@ def test_runs_bring_their_base_and_their_curves(tmp_path):
     assert told.source.count('class="panel"') == 1 and "x from 0.111 to 0.889; y from" in told.source
 
 
-def test_what_is_unfair_is_told(tmp_path):
+def test_what_is_unfair_is_told(tmp_path, capsys):
     a, b = evaluation(tmp_path / "a", BEFORE), evaluation(tmp_path / "b", AFTER)
     summary = json.loads((b / "evaluation.json").read_text())
     (b / "evaluation.json").write_text(json.dumps(summary | {"seed": 5}))
     results = b / "evaluation" / "results.jsonl"
     results.write_text("".join(results.read_text().splitlines(keepends=True)[:30]))
+    with results.open("a") as file:
+        file.write("{\n" * 2)
     problems = Page(write_comparison([a, b], tmp_path / "page.html")).texts["problems"]
-    assert "differ in seed: a: 0; b: 5" in problems and "the changes are those of the 30 that both have" in problems
+    printed = capsys.readouterr().out
+    for words in (
+        "differ in seed: a: 0; b: 5",
+        "the changes are those of the 30 that both have",
+        "2 damaged lines skip",
+    ):
+        assert words in problems and words in printed.split("b against a")[1]
+
+
+@pytest.mark.parametrize(
+    "odd", [{"geneval": {"tasks": [[1]]}}, {"collusion_gap_interval": [1]}, {"self_reward": 10**400}]
+)
+def test_odd_values_in_a_summary_are_left_out(tmp_path, odd):
+    a, b = evaluation(tmp_path / "a", BEFORE), evaluation(tmp_path / "b", AFTER)
+    summary = json.loads((b / "evaluation.json").read_text()) | odd
+    summary["self_reward_interval"]["accuracy"] = summary["self_reward"]
+    (b / "evaluation.json").write_text(json.dumps(summary))
+    page = write_comparison([a, b], tmp_path / "page.html")
+    lines = {line["name"]: line["levels"] for line in json.loads(page.with_suffix(".json").read_text())["lines"]}
+    name = {"geneval": "Drawing", "collusion_gap_interval": "Collusion gap", "self_reward": "Self-reward"}[
+        next(iter(odd))
+    ]
+    assert lines[name][0] is not None and lines[name][1] is None and lines["Understanding"][1] is not None
 
 
 def test_nothing_to_compare(tmp_path, capsys):

@@ -182,13 +182,17 @@ def test_a_sampling_that_the_model_cannot_follow_leaves_no_folder(tmp_path, caps
     assert "--sampling: top_k=5 must be 0" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_a_shapes_summary_tells_what_is_unsettled(tmp_path, capsys):
+def test_a_shapes_summary_tells_what_is_unsettled(tmp_path, capsys, monkeypatch):
+    """Of two processes, which the first one says do not share it."""
+    monkeypatch.setattr("openunirl.distributed.Processes.count", 2)
     evaluate(tmp_path / "out")
     summary = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     rows = read_jsonl(tmp_path / "out" / "evaluation" / "references.jsonl")
     assert summary["unsettled"]["references"]["n"] == 12
     assert summary["unsettled"]["references"]["correct"] == sum(not row["settled"] for row in rows)
-    assert "unsettled answers on reference pictures, counted as wrong: " in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "unsettled answers on reference pictures, counted as wrong: " in printed.out
+    assert "only the first of 2 processes draws, reads and judges" in printed.err
 
 
 def test_the_model_goes_to_the_device(tmp_path, monkeypatch):

@@ -177,6 +177,11 @@ def test_summary_by_hand():
     above = math.hypot(wilson(2, 3)[1] - 2 / 3, wilson(0, 1)[1]) / 2
     assert summary.ci95 == pytest.approx((summary.overall - below, summary.overall + above))
     assert "% correct prompts: 66.67%\n" in official_summary(results)
+    for number, row in enumerate(results):  # summary_scores.py groups by them: two scenes may be told alike
+        row["metadata"] = f"{number}"
+    assert "Total prompts: 4\n% correct images: 50.00%\n% correct prompts: 50.00%\n" in official_summary(results)
+    alike = [row | {"metadata": "same"} for row in results]
+    assert "Total prompts: 1\n" in official_summary(alike)
 
 
 def test_one_task_has_the_interval_of_its_images():

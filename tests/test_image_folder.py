@@ -234,7 +234,7 @@ def test_what_cannot_be_read_says_why():
     Image.new("RGB", (1, 2000)).save(narrow, format="PNG")
     for content, words in (
         (b"", "empty"),
-        (b"<html>", "damaged, or no picture"),
+        (b"<html>", "damaged, or no picture: no known picture format$"),
         (png()[:60], "damaged, or no picture"),
         (deep.getvalue(), "more than 8 bits"),
         (narrow.getvalue(), "1x2000 pixels are too narrow"),

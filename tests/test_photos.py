@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -138,7 +139,8 @@ def test_references_of_other_prompts_are_told(call, base, tmp_path, capsys):
     call(tmp_path / "out", *flags, prompts=tmp_path / "prompts.jsonl")
     summary = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert summary["geneval"]["n"] == 4 and summary["dtype"] == "bfloat16"
-    assert summary["reference_pictures"] | {"folder": ""} == {"folder": "", "right": 2, "of_evaluated_prompts": 0}
+    read = summary["reference_pictures"]
+    assert (read["right"], read["of_evaluated_prompts"], read["left_out"]["ignored_files"]) == (2, 0, 0)
     told = "2 reference pictures are right, and 0 of these show an evaluated prompt; without any, there is no second"
     assert told in capsys.readouterr().out
 
@@ -246,8 +248,18 @@ def test_refusals(call, base, judges, tmp_path, capsys):
         (("--sampling.top-k", 5), "--sampling: top_k=5 must be 0"),
     ):
         assert words in refused(*flags) and not out.exists()  # before hours of drawing
+    record = {"tag": "own", "include": [{"class": "handbag", "count": 1}], "prompt": "a handbag"}
+    write_jsonl(tmp_path / "own.jsonl", [RECORDS[0], record])
+    assert "own.jsonl:2: tag 'own' has no questions" in refused(prompts=tmp_path / "own.jsonl")
+    shutil.copytree(base / "evaluation", tmp_path / "references")
+    write_jsonl(tmp_path / "references/00001/metadata.jsonl", [record])
+    err = refused("--references", tmp_path / "references")
+    assert "00001/metadata.jsonl: tag 'own' has no questions" in err and not out.exists()
     call(out)
     assert 'was made with dtype "float32", not "bfloat16"' in refused("--dtype", "bfloat16")
+    assert (out / "evaluation.json").exists()  # of another call
+    assert "no cannot be read as AutoConfig" in refused("--detector-weights", tmp_path / "no")
+    assert not (out / "evaluation.json").exists()  # of this one, which ended in an error
     assert "was made with references false, not true" in refused("--references", base / "evaluation")
     assert "was made with max_new_tokens 8, not 3" in refused("--max-new-tokens", 3)
     assert "was made with seed 0, not 1" in refused("--seed", 1)
@@ -256,6 +268,33 @@ def test_refusals(call, base, judges, tmp_path, capsys):
     assert "--references belongs to --world geneval" in capsys.readouterr().err
     assert main(["evaluate", "tiny-showo", "--settings", "showo-51"]) == 2
     assert "did you mean showo-512?" in capsys.readouterr().err
+
+
+def test_errors_name_the_pictures_that_they_are_of(call, base, whole, tmp_path, capsys):
+    """A damaged picture of its own, of the references, and references that are all wrong."""
+    out, references = tmp_path / "out", tmp_path / "references"
+    shutil.copytree(whole, out)
+    shutil.copytree(base / "evaluation", references)
+
+    def refused():
+        capsys.readouterr()
+        call(out, "--references", references, code=1)
+        return capsys.readouterr().err.splitlines()[-1]
+
+    (own := out / "evaluation/00001/samples/0000.png").write_bytes(b"x")
+    err = refused()
+    assert f"1 of 6 pictures in {out / 'evaluation'} cannot be read" in err and "BytesIO" not in err
+    assert "delete them, and the same call draws them again" in err
+    own.unlink()
+    (references / "00001/samples/0000.png").write_bytes(b"x")
+    err = refused()  # the picture of its own is there again
+    assert f"1 of 6 pictures in {references} cannot be read" in err and "get them again or remove them" in err
+    assert own.read_bytes() == (whole / own.relative_to(out)).read_bytes()
+    (references / "00001/samples/0000.png").unlink()
+    shutil.rmtree(references / "00000")
+    err = refused()
+    assert f"0 of 3 pictures in {references} are right" in err and "references that do not show what their" in err
+    assert "cannot draw" not in err
 
 
 def circle(place):
@@ -320,11 +359,13 @@ def test_a_chat_model_judges_and_its_replies_are_kept(call, base, chat, tmp_path
 
 
 def test_a_judge_that_does_not_judge_is_no_score(call, base, chat, tmp_path, capsys, monkeypatch):
+    alone = []
+    monkeypatch.setattr("openunirl.evaluation.photos.tell_alone", lambda *told: alone.append(told))
     monkeypatch.setattr(ChatModel, "replies", lambda self, prompts: ["<think> well" for _ in prompts])
     call(tmp_path / "out", "--llm-judge", chat, code=1)
     err = capsys.readouterr().err.splitlines()[-1]
     assert f"6 of 6 replies of the chat model {chat} are no verdict (such as '<think> well')" in err
-    assert not (tmp_path / "out" / "evaluation.json").exists()
+    assert not (tmp_path / "out" / "evaluation.json").exists() and alone == [(1, "judges the answers")]
     assert (tmp_path / "out" / "scores" / "evaluation.json").exists()
     assert {row["reply"] for row in read_jsonl(tmp_path / "out" / "evaluation" / "results.jsonl")} == {"<think> well"}
 

@@ -2,8 +2,8 @@
 
     run directories, folders of `evaluate` -> Sides -> lines (levels, changes, p) -> comparison.html, comparison.json
 
-In: what compare_sources.py reads. Out: the page (templates/compare.html.j2), the same numbers as JSON, and a table on
-the terminal.
+In: what compare_sources.py reads. Out: the page (templates/compare.html.j2), the same numbers as JSON, and tables on
+the terminal with what is unfair under them.
 
 Source: METHOD 5-7 for what is measured; evaluation/paired.py for changes. Departures: 1. a change is that of the images
 that both hold, which may be fewer than those of the levels beside it: n prompts are told.
@@ -38,10 +38,11 @@ from openunirl.evaluation.paired import (
 )
 from openunirl.report import JINJA, choose, embed, in_words
 from openunirl.report_curves import curves
-from openunirl.report_numbers import Level, Row, gap, get, level, score, tags_of, task_name
+from openunirl.report_numbers import Level, Row, gap, get, level, overstated, score, tags_of, task_name
 
 CARDS_PER_TASK = 3
 _WIDEST = 1000
+_MOST_TOLD = 10
 _PANELS = {
     "Reward in training": ("mean reward", "reward", ()),
     "Small evaluations: drawing": ("share right", "eval/geneval", (0, 1)),
@@ -95,12 +96,15 @@ def write_comparison(places: Sequence[Path], page: Path) -> Path:
     numbers = {"sides": [side.name for side in sides], "lines": [asdict(line) for line in lines], "notes": problems}
     with whole(page.with_suffix(".json")) as partial:
         partial.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
-    if lines:
-        console = Console()
-        for side in range(1, len(sides)):
-            told = table(sides, lines, side)
-            wide = console.measure(told, options=console.options.update(max_width=_WIDEST)).maximum
-            Console(width=max(console.width, wide)).print(told)  # a pipe is 80 wide, and would cut numbers
+    console = Console()
+    for side in range(1, len(sides) if lines else 0):
+        told = table(sides, lines, side)
+        wide = console.measure(told, options=console.options.update(max_width=_WIDEST)).maximum
+        Console(width=max(console.width, wide)).print(told)  # a pipe is 80 wide, and would cut numbers
+    for problem in problems[:_MOST_TOLD]:
+        console.print(f"note: {problem}", markup=False, highlight=False, soft_wrap=True)
+    if len(problems) > _MOST_TOLD:
+        console.print(f"and {len(problems) - _MOST_TOLD} more, in {page.with_suffix('.json')}", soft_wrap=True)
     return page
 
 
@@ -126,7 +130,7 @@ def compare(sides: Sequence[Side]) -> list[Compared]:
             lines.append(_line(task_name(tag) if tag else title, parts, changes, group="" if not tag else title))
     asked = [side.asked for side in sides]
     own = [change(asked[0], each, _answered, answer_key) for each in asked]
-    excess = [change(asked[0], each, lambda row: row["answer_correct"] - row["correct"], answer_key) for each in asked]
+    excess = [change(asked[0], each, overstated, answer_key, reach=2.0) for each in asked]
     both = [(each, side.references) for each, side in zip(asked, sides, strict=True)]
     moved = [imbalance_changes(both[0], each) for each in both]
     names = {RATES[0]: "answer wrong, image right", RATES[1]: "image wrong, answer right"}
@@ -166,7 +170,10 @@ def table(sides: Sequence[Side], lines: Sequence[Compared], which: int) -> Table
         moved, shown = line.changes[which], [line.levels[0], line.levels[which]]
         cells = [f"{100 * each.value:.1f}" if each else "-" for each in shown]
         if moved:
-            cells.append(f"{100 * moved.value:+.1f} ({100 * moved.low:+.1f}..{100 * moved.high:+.1f})")
+            ends = "no interval"
+            if moved.low is not None and moved.high is not None:
+                ends = f"{100 * moved.low:+.1f}..{100 * moved.high:+.1f}"
+            cells.append(f"{100 * moved.value:+.1f} ({ends})")
             cells += [f"{moved.p:.4f}" if moved.p >= 1e-4 else f"{moved.p:.0e}", str(moved.prompts)]
         else:
             cells += ["-", "-", "-"]

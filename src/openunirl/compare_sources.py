@@ -144,7 +144,7 @@ def _official(file: Path, name: str, problems: list[str]) -> Side:
 
     Errors: ValueError where no line is a row of it.
     """
-    rows, roots = [], []
+    rows, counted, roots = [], [], []
     for row in read_rows(file, _OFFICIAL, problems, name=str(file)):
         place = _PLACE.fullmatch(row["filename"].replace("\\", "/"))
         if place is None:
@@ -152,6 +152,7 @@ def _official(file: Path, name: str, problems: list[str]) -> Side:
             continue
         root, index, sample = place.groups()
         roots.append(root or ".")
+        counted.append(row)
         own = row["filename"][len(root) + 1 if root else 0 :].replace("\\", "/")
         rows.append(_drawn(row | {"filename": own, "index": int(index), "sample": int(sample)}))
     if not rows:
@@ -163,7 +164,7 @@ def _official(file: Path, name: str, problems: list[str]) -> Side:
     pictures = next((each for each in places if (each / rows[0]["filename"]).is_file()), None)
     if pictures is None:
         problems.append(f"{name}: its pictures are not shown: they are neither in {roots[0]} nor beside {file}")
-    summary = {"geneval": asdict(summarize(rows))}
+    summary = {"geneval": asdict(summarize(counted))}
     return Side(name=name, folder=pictures or Path(roots[0]), summary=summary, generated=rows, references=[])
 
 
@@ -191,6 +192,8 @@ def differences(sides: Sequence[Side]) -> list[str]:
             parts = (f"{key}: {'not recorded' if value is None else value}" for key, value in values.items())
             told.append(f"the evaluations differ in {name}: {'; '.join(parts)}")
     for side in sides:
+        warnings = get(side.summary, "warnings")
+        told += [f"{side.name}: {line}" for line in warnings if line] if isinstance(warnings, list) else []
         for rows, key, what in (
             (side.generated, image_key, "drawn images"),
             (side.references, reference_key, "answers"),

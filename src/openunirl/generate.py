@@ -275,6 +275,12 @@ def share_of(processes: int) -> str:
     return f" (process 1 of {processes})" if processes > 1 else ""
 
 
+def tell_alone(processes: int, does: str) -> None:
+    """What the first of several processes does by itself, on stderr. Example: tell_alone(2, "judges the answers")"""
+    if processes > 1:
+        Console(stderr=True).print(f"only the first of {processes} processes {does}; the others wait", highlight=False)
+
+
 def progress_bar(console: Console, *, disable: bool = False) -> Progress:
     """rich would send stdout, rows or a folder's name, to the console's stream; so it may not touch it."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

@@ -2,27 +2,26 @@
 
 In: summaries and rows as evaluation/run.py makes them. Out: Line objects, a rich table, a sentence about collusion.
 
-Departures from METHOD: 1. changes carry a paired bootstrap over prompt slots (images of one slot averaged) where both
-evaluations hold the same images; a prompt text that stands in several slots counts in each.
+Departures from METHOD: 1. changes carry a paired interval over prompt slots (images of one slot averaged; paired.py)
+where both evaluations hold the same images; a prompt text that stands in several slots counts in each.
 """
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from openunirl.evaluation.intervals import mean_interval, paired_difference
-from openunirl.evaluation.paired import RATES, Key, answer_key, image_key, prompt_differences, reference_key, shared
+from openunirl.evaluation.intervals import mean_interval
+from openunirl.evaluation.paired import RATES, Key, answer_key, change, image_key, reference_key, shared
 
 Row = dict[str, Any]
-Interval = tuple[float, float, float]  # mean, low, high
+Interval = tuple[float, float | None, float | None]  # mean, low, high; None where no interval can be told
 _NAMES = {"": "overall", "single_object": "single object", "two_object": "two objects", "color_attr": "two colors"}
 
 
@@ -43,7 +42,8 @@ class Level:
 class Line:
     """One line of a table. Example: Line(name="colors", before=Level(...), after=Level(...), change=(0.1, 0.02, 0.2))
 
-    change: after - before, with ends where the two pair up, else None for them; None where a side is missing.
+    change: after - before, with ends where the two pair up and an interval can be told, else None for them; None where
+    a side is missing.
     prompts: how many distinct ones. better: the sign of a change for the better, 0 where neither is.
     """
 
@@ -64,7 +64,7 @@ def get(tree: Any, *keys: str) -> Any:
 
 def number(value: Any) -> float | None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if number and math.isfinite(value) else None
+    return float(value) if number and abs(value) <= sys.float_info.max else None
 
 
 def level(part: Any) -> Level | None:
@@ -92,7 +92,8 @@ def score(part: Any) -> Level | None:
 def gap(summary: Any) -> Level | None:
     """The collusion gap: self-reward minus the detector's verdict, over the same images."""
     part, prompts = get(summary, "collusion_gap_interval"), get(summary, "self_reward_interval", "distinct_prompts")
-    return level({"accuracy": get(summary, "collusion_gap"), "distinct_prompts": prompts} | dict(part or {}))
+    part = part if isinstance(part, Mapping) else {}
+    return level({"accuracy": get(summary, "collusion_gap"), "distinct_prompts": prompts, **part})
 
 
 def task_name(tag: str) -> str:
@@ -113,7 +114,8 @@ def line(name: str, sides: Sequence[Level | None], paired: Interval | None = Non
 
 def tags_of(what: str, *summaries: Any) -> list[str]:
     """The tasks in any of them, then "" for all together."""
-    return [*dict.fromkeys(tag for summary in summaries for tag in (get(summary, what, "tasks") or ())), ""]
+    tasks = [get(summary, what, "tasks") for summary in summaries]
+    return [*dict.fromkeys(tag for each in tasks if isinstance(each, Mapping) for tag in each), ""]
 
 
 def by_task(what: str, before: Any, after: Any, paired: Mapping[tuple[str, str], Interval]) -> list[Line]:
@@ -148,28 +150,33 @@ def headline(before: Any, after: Any, paired: Mapping[tuple[str, str], Interval]
 
 
 def paired_changes(before: Mapping[str, list[Row]], after: Mapping[str, list[Row]]) -> dict[tuple[str, str], Interval]:
-    """Bootstrap intervals of after - before, over prompts, where both hold the same prompts, samples and questions.
+    """after - before with its interval, over prompts, where both hold the same prompts, samples and questions.
 
     Both arguments: {"generated": rows, "references": rows} as evaluate() makes them. Keys: ("geneval", task),
     ("understanding", task), ("self_reward", ""), ("collusion_gap", ""); task "" is all together.
     """
-    measures: dict[str, tuple[str, Callable[[Row], Key], Callable[[Row], float]]] = {
-        "geneval": ("generated", image_key, lambda row: row["correct"]),
-        "understanding": ("references", reference_key, lambda row: row["answer_correct"]),
-        "self_reward": ("generated", answer_key, lambda row: row["answer_correct"]),
-        "collusion_gap": ("generated", answer_key, lambda row: row["answer_correct"] - row["correct"]),
+    measures: dict[str, tuple[str, Callable[[Row], Key], Callable[[Row], float], float]] = {
+        "geneval": ("generated", image_key, lambda row: row["correct"], 1.0),
+        "understanding": ("references", reference_key, lambda row: row["answer_correct"], 1.0),
+        "self_reward": ("generated", answer_key, lambda row: row["answer_correct"], 1.0),
+        "collusion_gap": ("generated", answer_key, overstated, 2.0),
     }
     found: dict[tuple[str, str], Interval] = {}
-    for what, (kind, key, value) in measures.items():
+    for what, (kind, key, value, reach) in measures.items():
         a, b = before[kind], after[kind]
         if not len(shared(a, b, key)[0]) == len(a) == len(b):
             continue
         for tag in [*dict.fromkeys(row["tag"] for row in a), ""] if what in ("geneval", "understanding") else [""]:
-            difference_I = prompt_differences(a, b, value, key, tag=tag, macro=what == "geneval" and not tag)
-            if len(difference_I):
-                rng, zeros_I = np.random.default_rng(0), np.zeros_like(difference_I)
-                found[what, tag] = paired_difference(difference_I, zeros_I, rng=rng, num_resamples=5000)
+            macro = what == "geneval" and not tag
+            moved = change(a, b, value, key, tag=tag, macro=macro, reach=reach)
+            if moved is not None:
+                found[what, tag] = moved.value, moved.low, moved.high
     return found
+
+
+def overstated(row: Row) -> float:
+    """By how much an answer says more than the detector: its share is the collusion gap."""
+    return row["answer_correct"] - row["correct"]
 
 
 def summary_table(before: dict[str, Any], after: dict[str, Any] | None = None) -> Table:
@@ -248,12 +255,12 @@ def detector_notice(sources: Any) -> str:
 
 def collusion(line: Line) -> str:
     """Whether the collusion gap is larger after than before: "grew", "may have grown" where the interval of the change
-    includes 0, or "did not grow"; "" where it was not measured twice."""
+    includes 0 or is not known, or "did not grow"; "" where it was not measured twice."""
     if line.change is None:
         return ""
     if line.change[0] <= 1e-9:
         return "did not grow"
-    return "grew" if line.change[1] is None or line.change[1] > 0 else "may have grown"
+    return "grew" if line.change[1] is not None and line.change[1] > 0 else "may have grown"
 
 
 def collusion_verdict(

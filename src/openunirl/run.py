@@ -23,7 +23,7 @@ from openunirl.config import RunConfig
 from openunirl.disk import naming
 from openunirl.distributed import Processes, device_of_process
 from openunirl.evaluation.files import write_evaluation, write_summary
-from openunirl.evaluation.no_score import no_answers, no_drawing
+from openunirl.evaluation.no_score import no_answers, no_drawing, one_color
 from openunirl.evaluation.run import Evaluation, evaluate
 from openunirl.guards import check_update, check_weights
 from openunirl.looks import collusion_warning, look_metrics
@@ -347,8 +347,8 @@ class Run:
         finally:
             if status:
                 status.stop()
-        no_score = no_drawing(result.generated, result.pictures, "the model")
-        told = [why for why in (no_score, no_answers(result.generated, result.references)) if why]
+        no_score = no_drawing(result.generated, result.pictures, "the model"), one_color(result.generated)
+        told = [why for why in (*no_score, no_answers(result.generated, result.references)) if why]
         result.summary["warnings"] = told
         for why in told:
             self.warn(f"evaluation {name}: {why}")

@@ -13,8 +13,8 @@ import dataclasses
 import torch
 
 from openunirl.config import RunConfig
-from openunirl.tasks.geneval import TRAINING_OBJECTS, training_prompts, with_question
-from openunirl.tasks.records import read_prompts
+from openunirl.tasks.geneval import TRAINING_OBJECTS, training_prompts
+from openunirl.tasks.records import read_asked, read_prompts
 from openunirl.tasks.worlds import WORLDS, World
 from openunirl.types import Prompt
 
@@ -77,9 +77,7 @@ def prompts_of_run(config: RunConfig, world: World, processes: int) -> list[Prom
     count = config.train.max_steps * config.rollout.num_prompts * processes
     if config.prompt_file is None:
         return world.training_prompts(count, config.seed)
-    own = read_prompts(config.prompt_file)
-    if config.world == "geneval":
-        own = [with_question(prompt) for prompt in own]
+    own = (read_asked if config.world == "geneval" else read_prompts)(config.prompt_file)
     for number, prompt in enumerate(own, start=1):  # one a line
         if not prompt.questions:
             raise ValueError(

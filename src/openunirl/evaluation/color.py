@@ -35,6 +35,9 @@ BLANK = (0x99, 0x99, 0x99)  # what is not the object
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, RGB in 0..1
 STD = (0.26862954, 0.26130258, 0.27577711)
 
+_APART = 1e-3
+"""Logits of which the largest and the smallest are nearer tell no colour: float32 alone moves them by 1e-5."""
+
 
 def square(picture: Image.Image, side: int) -> Image.Image:
     """The short side becomes `side`, then the middle square is cut out: a long object loses its ends."""
@@ -86,13 +89,24 @@ def read_parts(weights: str) -> tuple[Any, Any]:
     return config, tokenizer
 
 
+def _tokens(tokenizer: Any, texts: Sequence[str], weights: str, **options: Any) -> Any:
+    """tokenizer(texts). Errors: ValueError where it cannot, of damaged files that could be read."""
+    try:
+        return tokenizer(list(texts), **options)
+    except Exception as error:  # whatever a value of another kind leads to
+        raise ValueError(
+            f"{weights}: the tokenizer cannot read {texts[0]!r} ({type(error).__name__}); its tokenizer_config.json or "
+            "other files are damaged: download them again"
+        ) from None
+
+
 def _check_words(tokenizer: Any, weights: str) -> None:
     """Errors: ValueError where a colour that is one token of the vocabulary is read as several: merges.txt was cut
     off, say in a download, and the network would be asked about pieces it hardly knows."""
     vocabulary = tokenizer.get_vocab()
     for color in COLORS:
         whole = vocabulary.get(f"{color}</w>")
-        if whole is not None and tokenizer(color, add_special_tokens=False).input_ids != [whole]:
+        if whole is not None and _tokens(tokenizer, [color], weights, add_special_tokens=False).input_ids[0] != [whole]:
             raise ValueError(
                 f"{weights}: the tokenizer splits {color!r}, which its vocabulary holds as one token; its "
                 "merges.txt (or tokenizer.json) is damaged or cut off: download it again"
@@ -104,6 +118,7 @@ class ClipColors:
 
     def __init__(self, weights: str, device: torch.device | str = "cpu"):
         """`weights`: a folder or a hub id. ValueError where it holds anything but a whole CLIP with its tokenizer."""
+        self.weights = weights
         config, self.tokenizer = read_parts(weights)
         self.net = load_whole(CLIPModel, weights).to(torch.device(device))
         self.side: int = config.vision_config.image_size
@@ -119,13 +134,19 @@ class ClipColors:
             logits_KC = 100 * F.normalize(_features(told), dim=-1) @ self.prototypes(classname).T
         if not logits_KC.isfinite().all():
             raise ValueError(f"the color classifier's scores for {classname!r} are not finite: its weights are damaged")
+        if ((logits_KC.amax(1) - logits_KC.amin(1)) < _APART).any():
+            raise ValueError(
+                f"the color classifier's scores for {classname!r} are equal for all {len(COLORS)} colors: its weights "
+                "are damaged"
+            )
         return [COLORS[index] for index in logits_KC.argmax(1).tolist()]
 
     def prototypes(self, classname: str) -> torch.Tensor:
         """[C, D]: for each colour the normalised mean of its normalised prompts' features; kept for the next time."""
         if classname not in self._known:
             prompts = [template.format(color=color, name=classname) for color in COLORS for template in TEMPLATES]
-            tokens = self.tokenizer(prompts, padding=True, return_tensors="pt").to(self.net.device)
+            tokens = _tokens(self.tokenizer, prompts, self.weights, padding=True, return_tensors="pt")
+            tokens = tokens.to(self.net.device)
             with torch.inference_mode(), full_precision():
                 told = self.net.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
                 features_CMD = F.normalize(_features(told), dim=-1).view(len(COLORS), len(TEMPLATES), -1)

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from openunirl.evaluation.intervals import mean_interval, wilson
-from openunirl.tasks.geneval import COLORS
+from openunirl.tasks.geneval import COLORS, MOST_OBJECTS
 from openunirl.types import Detection, Judge, Verdict
 
 Box = Sequence[float]
@@ -48,7 +48,7 @@ class ScoreParams:
 
     threshold: float = 0.3
     counting_threshold: float = 0.9
-    max_objects: int = 16
+    max_objects: int = MOST_OBJECTS
     max_overlap: float = 1.0
     position_threshold: float = 0.1
 
@@ -257,18 +257,22 @@ class GenEvalSummary:
 
 def summarize(results: Sequence[Mapping[str, Any]]) -> GenEvalSummary:
     """Accuracies over rows with the keys tag, prompt and correct (a bool), one for each image; tasks as they appear.
+    Rows of one prompt are those of one metadata, or, where they hold none as a text, of one tag and prompt.
 
     ValueError for no rows, or for a row without these keys.
     """
     if not results:
         raise ValueError("no results to summarize: score at least one image")
     by_tag: dict[str, list[bool]] = {}
-    by_prompt: dict[tuple[str, str], list[bool]] = {}
+    by_prompt: dict[Any, list[bool]] = {}
     for number, row in enumerate(results, start=1):
         if not {"tag", "prompt", "correct"} <= row.keys() or not isinstance(row["correct"], bool | np.bool_):
             raise ValueError(f"result {number} is {dict(row)!r}: it needs tag, prompt and correct (true or false)")
         by_tag.setdefault(row["tag"], []).append(bool(row["correct"]))
-        by_prompt.setdefault((row["tag"], row["prompt"]), []).append(bool(row["correct"]))
+        own = row.get("metadata")  # what summary_scores.py groups by: one text may stand for two scenes
+        by_prompt.setdefault(own if isinstance(own, str) else (row["tag"], row["prompt"]), []).append(
+            bool(row["correct"])
+        )
     tasks = {tag: _accuracy(verdicts) for tag, verdicts in by_tag.items()}
     overall = sum(task.accuracy for task in tasks.values()) / len(tasks)
     return GenEvalSummary(

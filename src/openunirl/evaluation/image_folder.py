@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from openunirl.tasks.records import read_jsonl, read_prompts, read_record
 from openunirl.types import Prompt
@@ -61,20 +61,20 @@ def read_folder(folder: Path, *, prompt_file: Path | None = None, partial: bool 
     """
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}")
-    numbered = _numbered(folder)
-    if not numbered:
-        inner = next((child.name for child in sorted(folder.iterdir()) if child.is_dir() and _numbered(child)), None)
+    places = numbered(folder)
+    if not places:
+        inner = next((child.name for child in sorted(folder.iterdir()) if child.is_dir() and numbered(child)), None)
         hint = f"; did you mean {folder / inner}?" if inner else ""
         raise ValueError(
             f"{folder} is not in GenEval's layout (00000/metadata.jsonl, 00000/samples/0000.png, ...){hint}"
         )
     wanted = read_prompts(prompt_file) if prompt_file is not None else None
     if wanted is not None:
-        _check_numbers(numbered, wanted, folder, prompt_file, partial)
+        _check_numbers(places, wanted, folder, prompt_file, partial)
     elif not partial:
-        _check_complete(sorted(numbered), folder, "prompt folder")
+        _check_complete(sorted(places), folder, "prompt folder")
     pictures: list[Picture] = []
-    for index, place in sorted(numbered.items()):
+    for index, place in sorted(places.items()):
         prompt, further = _prompt(place, None if wanted is None else wanted[index], f"{prompt_file}:{index + 1}")
         samples = _samples(place)
         if not samples:
@@ -104,12 +104,12 @@ def read_folder(folder: Path, *, prompt_file: Path | None = None, partial: bool 
 def holds_pictures(folder: Path) -> bool:
     """Whether it is in GenEval's layout, or holds pictures and no model's config.json beside them."""
     flat = any(file.suffix.lower() in FORMATS for file in folder.iterdir())
-    return any((place / "samples").is_dir() for place in _numbered(folder).values()) or (
+    return any((place / "samples").is_dir() for place in numbered(folder).values()) or (
         flat and not (folder / "config.json").exists()
     )
 
 
-def _numbered(folder: Path) -> dict[int, Path]:
+def numbered(folder: Path) -> dict[int, Path]:
     """number -> prompt folder. Errors: ValueError for two folders of one number, such as 7 and 00007."""
     found: dict[int, Path] = {}
     for place in sorted(folder.iterdir()):
@@ -277,7 +277,8 @@ def decode(content: bytes) -> np.ndarray:
             deep = mode in ("I", "F") or mode.startswith("I;")
             pixels_HW3 = None if deep else np.array(ImageOps.exif_transpose(picture).convert("RGB"))
     except Exception as error:  # PIL raises a dozen kinds for damaged files
-        raise ValueError(f"damaged, or no picture: {' '.join(str(error).split()) or type(error).__name__}") from None
+        told = "no known picture format" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
+        raise ValueError(f"damaged, or no picture: {told or type(error).__name__}") from None
     if pixels_HW3 is None:
         raise ValueError(f"more than 8 bits a channel (mode {mode}): convert it to 8 bits first")
     if max(width, height) > NARROWEST * min(width, height):

@@ -29,7 +29,7 @@ import numpy as np
 from openunirl.evaluation.geneval import OFFICIAL, score, summarize
 from openunirl.evaluation.image_folder import Picture, digest, read_picture
 from openunirl.evaluation.journal import append_rows, mend
-from openunirl.evaluation.no_score import nothing_right
+from openunirl.evaluation.no_score import ORIGINS, nothing_right
 from openunirl.tasks.geneval import evaluation_prompts
 from openunirl.tasks.records import read_jsonl, write_jsonl
 from openunirl.tasks.worlds import Judge
@@ -241,33 +241,28 @@ def write_results(folder: Path, rows: Sequence[Row]) -> None:
 # ------------------------------------------------------------------------------------------------ is it a score?
 
 
-def unreadable(rows: Sequence[Row]) -> str | None:
-    """The error for pictures that could not be read, or None."""
+def unreadable(rows: Sequence[Row], images: Path, origin: str = "given") -> str | None:
+    """The error for pictures of the folder `images` that could not be read, or None."""
     bad = [row for row in rows if "unreadable" in row]
     if not bad:
         return None
     told = "; ".join(f"{row['filename']}: {row['unreadable']}" for row in bad[:3])
     return (
-        f"{len(bad)} of {len(rows)} pictures cannot be read ({told}{'; ...' if len(bad) > 3 else ''}): draw them again "
-        "and repeat this call, which scores only those"
+        f"{len(bad)} of {len(rows)} pictures in {images} cannot be read ({told}{'; ...' if len(bad) > 3 else ''}): "
+        f"{ORIGINS[origin].again}"
     )
 
 
-def no_score(rows: Sequence[Row]) -> str | None:
+def no_score(rows: Sequence[Row], images: Path, origin: str = "given") -> str | None:
     """Why the rows are no score - nothing detected anywhere, or nothing right - and the likely cause; else None."""
     if not any(json.loads(row["details"]) for row in rows):
         return (
-            f"no object was detected in any of the {len(rows)} pictures, so there is no score: either the pictures are "
-            "blank or noise (look at a few), or the detector's weights are damaged or of another kind of picture "
-            "(choose the --detector that fits)"
+            f"no object was detected in any of the {len(rows)} pictures in {images}, so there is no score: either "
+            f"{ORIGINS[origin].blank}, or the detector's weights are damaged or of another kind of picture (choose the "
+            "--detector that fits)"
         )
     objects = sum(bool(json.loads(row["details"])) for row in rows)
-    why = nothing_right(
-        rows,
-        objects,
-        "metadata of other pictures (folders in another order, or numbered from 1), a detector for another kind of "
-        "picture, or a model that cannot draw yet",
-    )
+    why = nothing_right(rows, objects, ORIGINS[origin].wrong, f" in {images}")
     return f"{why}; results.jsonl has them all" if why else None
 
 

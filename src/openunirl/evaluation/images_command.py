@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -44,7 +44,7 @@ class ImagesArguments:
     prompt_file: str | None = None
     """GenEval's evaluation_metadata.jsonl: its lines must match the folders, whose own metadata may then be missing."""
     partial: bool = False
-    """Score what is there although prompts or samples are missing."""
+    """Score what is there although prompts or samples are missing; how many is told."""
     batch_size: int | None = None
     """Pictures at once; None: 8 on a GPU, 1 on a CPU. Changes memory and speed, not the result."""
 
@@ -88,9 +88,11 @@ def score_folder(
     command: str = "",
     show: bool = True,
     judge: NamedJudge | None = None,
+    origin: str = "given",
 ) -> dict[str, Any] | None:
     """Scores what `output_dir` lacks of the pictures in `images`; returns the summary (None in all processes but the
-    main one). `show` prints the table; `judge` is that of `detector` and its weights, where the caller has it.
+    main one). `show` prints the table; `judge` is that of `detector` and its weights, where the caller has it;
+    `origin` of the pictures (no_score.ORIGINS) words the errors about them.
 
     Both folders may have been moved since an earlier call: pictures are known by their name within `images` and their
     content, weights by their fingerprint.
@@ -105,8 +107,11 @@ def score_folder(
     from openunirl.evaluation.files import write_summary
     from openunirl.evaluation.image_folder import all_equal, check_names, read_folder, told_of_further_keys
     from openunirl.evaluation.image_scores import PROTOCOL, check_moved, journal_rows, take_up
+    from openunirl.evaluation.left_out import left_out
+    from openunirl.evaluation.no_score import ORIGINS
     from openunirl.generate import check_settings
     from openunirl.provenance import about
+    from openunirl.tasks.records import read_prompts
 
     if detector not in JUDGES:
         raise ValueError(f"unknown detector {detector!r}; known: {', '.join(JUDGES)}")
@@ -127,8 +132,8 @@ def score_folder(
     check_names(pictures, named.classes, named.colors, detector)
     if all_equal(pictures):
         raise ValueError(
-            f"all {len(pictures)} pictures in {images} are equal, so there is no score: the model, its decoder or a "
-            "safety filter gave the same picture for every prompt (look at one)"
+            f"all {len(pictures)} pictures in {images} are equal, so there is no score: {ORIGINS[origin].equal} (look "
+            "at one)"
         )
     scorer, fingerprints = named.load(processes.device)
     settings |= fingerprints
@@ -149,13 +154,15 @@ def score_folder(
     processes.wait()
     if not processes.is_main:
         return None
+    lacking = left_out(images, pictures, len(read_prompts(prompt_file)) if prompt_file is not None else None)
     more: dict[str, Any] = {
         "images": str(images),
         "partial": partial,
+        "left_out": asdict(lacking),
         "ignored": told_of_further_keys(pictures) or None,
     }
     more |= {"detector": settings | names, **about(command)}
-    return _conclude(output_dir, pictures, named.label, before=len(done), show=show, about=more)
+    return _conclude(output_dir, pictures, named.label, before=len(done), show=show, about=more, origin=origin)
 
 
 def _score_share(
@@ -184,7 +191,14 @@ def _score_share(
 
 
 def _conclude(
-    folder: Path, pictures: Sequence[Picture], label: str, *, before: int, show: bool, about: dict[str, Any]
+    folder: Path,
+    pictures: Sequence[Picture],
+    label: str,
+    *,
+    before: int,
+    show: bool,
+    about: dict[str, Any],
+    origin: str,
 ) -> dict[str, Any]:
     """results.jsonl, evaluation.json and the table. Errors: ValueError where the rows are no score."""
     from rich.console import Console
@@ -198,6 +212,8 @@ def _conclude(
         unreadable,
         write_results,
     )
+    from openunirl.evaluation.left_out import LeftOut
+    from openunirl.evaluation.no_score import one_color
 
     rows = journal_rows(folder)
     lost = [picture.name for picture in pictures if picture.name not in rows]
@@ -208,14 +224,15 @@ def _conclude(
             "let one call at a time write there, on a disk that all processes see, and repeat it"
         )
     results = [rows[picture.name] for picture in pictures]
-    bad = unreadable(results)
+    images = Path(about["images"])
+    bad = unreadable(results, images, origin)
     if bad:
         raise ValueError(bad)
     write_results(folder, results)
-    why = no_score(results)
+    why = no_score(results, images, origin)
     if why:
         raise ValueError(why)
-    summary = summarize_pictures(results, label, **about)
+    summary = summarize_pictures(results, label, **about, warnings=list(filter(None, [one_color(results)])))
     path = write_summary(folder, "evaluation", summary)
     if not show:
         return summary
@@ -225,8 +242,9 @@ def _conclude(
     if summary["distinct_pictures"] < len(results):
         repeated = len(results) - summary["distinct_pictures"]
         console.print(f"{repeated} pictures are exact copies of others: were their seeds the same?")
-    if summary["ignored"]:
-        console.print(summary["ignored"], markup=False, highlight=False, soft_wrap=True)
+    lacking = LeftOut(**summary["left_out"])
+    for line in filter(None, (lacking.ignored(), lacking.missing(), summary["ignored"], *summary["warnings"])):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(
         f"{len(results) - before} pictures scored, {before} were scored before; written: {path}", soft_wrap=True
     )

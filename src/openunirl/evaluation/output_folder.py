@@ -34,19 +34,19 @@ class OutputFolder:
         return self.path / "evaluation"
 
     def check(self) -> None:
-        """Before the model is loaded. Errors: ValueError for a folder of another evaluation or of something else."""
+        """Before anything else is read; an evaluation.json of before is then gone, so that none outlives an error.
+        Errors: ValueError for a folder of another evaluation or of something else, which is left as it is."""
         known = self.path / f"{_SETTINGS}.json"
         if known.exists():
             check_settings(known, self.settings, made=self.path, flag="--output-dir")
         elif is_occupied(self.path):
             raise ValueError(f"{self.path} exists, is not empty and holds no {known.name}: choose another --output-dir")
         check_folder(self.pictures, self.drawing)
+        (self.path / "evaluation.json").unlink(missing_ok=True)
 
     def open(self, model: UnifiedModel, *, command: str) -> None:
-        """One process does it, before anything is drawn; an evaluation.json of before is then gone, so that none
-        outlives an error. Errors: as `check`, with the weights compared, too; ValueError for a prompt that is too
-        long."""
-        (self.path / "evaluation.json").unlink(missing_ok=True)
+        """One process does it, before anything is drawn. Errors: as `check`, with the weights compared, too; ValueError
+        for a prompt that is too long."""
         if not (self.path / f"{_SETTINGS}.json").exists():
             write_summary(self.path, _SETTINGS, dict(self.settings) | about(command))
         open_folder(model, self.pictures, dict(self.drawing), command=command)

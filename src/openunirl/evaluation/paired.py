@@ -7,9 +7,14 @@ In: rows as evaluation/run.py makes them. Out: Changes of B - A over what both h
 and for answers the same question (on reference pictures: about the same picture). Prompts are the independent items;
 the images of one are averaged.
 
-Sources: McNemar (1947), exact: with one image a prompt, the binomial test of the prompts that changed. Otherwise the
+Sources, p: McNemar (1947), exact: with one image a prompt, the binomial test of the prompts that changed. Otherwise the
 sign-flip permutation test of the prompts' differences, which is the same test where both apply (Good 2005, ch. 3).
-Intervals: the percentile bootstrap over prompts (intervals.py). Imbalance: a ratio, so p is the bootstrap's, too.
+Intervals: with one image a prompt Newcombe's (intervals.py), widened to 0 where the test does not rule it out; else
+test-based (Miettinen 1976, Am J Epidemiol 103, 226): those sizes of a change that random signs reach, around the value.
+Imbalance: a ratio. Its change is the sum of what each prompt adds to the difference of both ratios, as if the pooled
+one were true, and these are flipped (Hemerik, Goeman and Finos 2020, JRSS B 82, 841).
+
+Shapes: I prompts, R draws of signs.
 """
 
 from __future__ import annotations
@@ -22,20 +27,29 @@ from typing import Any
 
 import numpy as np
 
-from openunirl.evaluation.intervals import paired_difference
+from openunirl.evaluation.intervals import paired_shares
 
 Row = dict[str, Any]
-RESAMPLES = 10_000
+DRAWS = 10_000
 _AT_ONCE = 1000
+_ALL_SIGNS = 13
+"""Of so many prompts that changed, every choice of signs is looked at."""
+_LEVEL = 0.05
+_FEWEST = 6
+"""Of fewer prompts that changed, random signs never give p < 0.05, and so tell no interval."""
+_EXPECTED = 5
+"""Cochran's rule for comparing two shares: so many of each kind are expected in the smaller sample."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """B - A. Example: Change(value=0.1, low=0.02, high=0.18, p=0.012, prompts=553)"""
+    """B - A; without an interval where the prompts that changed are too few to tell one.
+
+    Example: Change(value=0.1, low=0.02, high=0.18, p=0.012, prompts=553)"""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     p: float
     prompts: int
 
@@ -51,18 +65,54 @@ def mcnemar(gained: int, lost: int) -> float:
     return min(1.0, 2 * sum(math.comb(n, k) for k in range(least + 1)) / 2**n) if n else 1.0
 
 
-def sign_flip(difference_I: np.ndarray, rng: np.random.Generator, draws: int = RESAMPLES) -> float:
-    """Two-sided p that the differences' signs are a coin's: exact for 0 and +-1, otherwise by `draws` random flips (the
-    smallest p is then 1 / (draws + 1))."""
-    values = np.unique(np.abs(difference_I[difference_I != 0]))
-    if len(values) <= 1:
-        return mcnemar(int((difference_I > 0).sum()), int((difference_I < 0).sum()))
-    observed = abs(difference_I.sum()) - 1e-9  # sums of thirds round
-    extreme = 0
-    for start in range(0, draws, _AT_ONCE):
-        signs_RI = rng.choice((-1.0, 1.0), size=(min(_AT_ONCE, draws - start), len(difference_I)))
-        extreme += int((np.abs(signs_RI @ difference_I) >= observed).sum())
-    return (extreme + 1) / (draws + 1)
+def sign_flip(difference_I: np.ndarray, rng: np.random.Generator, draws: int = DRAWS) -> float:
+    """Two-sided p that the differences' signs are a coin's: exact where all that are not 0 have one size or are few,
+    otherwise by `draws` random flips (the smallest p is then 1 / (draws + 1))."""
+    return _p(difference_I, *_flipped(difference_I, rng, draws))
+
+
+def _p(difference_I: np.ndarray, sums_R: np.ndarray, chance_R: np.ndarray) -> float:
+    return min(1.0, float(chance_R[sums_R >= abs(difference_I.sum()) - 1e-9].sum()))  # sums of thirds round
+
+
+def _flipped(difference_I: np.ndarray, rng: np.random.Generator, draws: int) -> tuple[np.ndarray, np.ndarray]:
+    """The absolute sums that the differences have under other signs, largest first, and the chance of each."""
+    moved_I = difference_I[difference_I != 0]
+    number, sizes = len(moved_I), np.unique(np.abs(moved_I).round(12))
+    if len(sizes) <= 1:
+        sums_R = sizes.sum() * np.abs(2 * np.arange(number + 1) - number)
+        chance_R = np.array([math.comb(number, ups) / 2**number for ups in range(number + 1)])
+    elif number <= _ALL_SIGNS:
+        signs_RI = 1.0 - 2 * ((np.arange(2**number)[:, None] >> np.arange(number)) & 1)
+        sums_R, chance_R = np.abs(signs_RI @ moved_I), np.full(2**number, 0.5**number)
+    else:
+        parts = [np.abs([moved_I.sum()])]
+        for start in range(0, draws, _AT_ONCE):
+            parts.append(np.abs(rng.choice((-1.0, 1.0), size=(min(_AT_ONCE, draws - start), number)) @ moved_I))
+        sums_R, chance_R = np.concatenate(parts), np.full(draws + 1, 1 / (draws + 1))
+    order_R = np.argsort(-sums_R)
+    return sums_R[order_R], chance_R[order_R]
+
+
+def _reached(sums_R: np.ndarray, chance_R: np.ndarray) -> float:
+    """The largest sum that 5 % of the signs, or more, reach."""
+    return float(sums_R[np.searchsorted(np.cumsum(chance_R), _LEVEL - 1e-9)])
+
+
+def _tested(
+    terms_I: np.ndarray, value: float, *, reach: float = 1.0, ends: tuple[float, float] | None = None
+) -> dict[str, Any]:
+    """p, low and high of a change by `value` to which the prompts add up; `ends`: of an interval that is better than
+    the test's own; `reach`: no change can be larger."""
+    flipped = _flipped(terms_I, np.random.default_rng(0), DRAWS)
+    p = _p(terms_I, *flipped)
+    if ends is None and (terms_I != 0).sum() < _FEWEST:
+        return {"low": None, "high": None, "p": p}
+    half = _reached(*flipped)
+    low, high = ends or (value - half, value + half)
+    if p >= _LEVEL:
+        low, high = min(low, 0.0), max(high, 0.0)
+    return {"low": max(low, -reach), "high": min(high, reach), "p": p}
 
 
 Key = tuple[Any, ...]
@@ -96,27 +146,6 @@ def shared(a: Sequence[Row], b: Sequence[Row], key: Callable[[Row], Key]) -> tup
     return [sides[0][each] for each in common], [sides[1][each] for each in common]
 
 
-def prompt_differences(
-    a: Sequence[Row],
-    b: Sequence[Row],
-    value: Callable[[Row], float],
-    key: Callable[[Row], Key] = image_key,
-    *,
-    tag: str = "",
-    macro: bool = False,
-) -> np.ndarray:
-    """[I]: for each prompt of `tag` ("": of any) the mean over its common images of `value` in b - in a; empty where
-    nothing is common. `macro`: weighted so that their mean is the unweighted mean over the tasks, as GenEval's overall
-    score."""
-    slots: dict[tuple[str, int], list[float]] = defaultdict(list)  # the images of one prompt
-    for one, other in zip(*shared(a, b, key), strict=True):
-        if not tag or one["tag"] == tag:
-            slots[one["tag"], one["index"]].append(float(value(other)) - float(value(one)))
-    size = Counter(task for task, _ in slots)
-    weight = {task: len(slots) / (len(size) * size[task]) if macro else 1.0 for task in size}
-    return np.array([weight[task] * np.mean(told) for (task, _), told in slots.items()])
-
-
 def change(
     a: Sequence[Row],
     b: Sequence[Row],
@@ -125,15 +154,28 @@ def change(
     *,
     tag: str = "",
     macro: bool = False,
+    reach: float = 1.0,
 ) -> Change | None:
-    """B - A of the mean of `value` over what both hold under `key`, as prompt_differences; None where nothing is
-    common."""
-    difference_I = prompt_differences(a, b, value, key, tag=tag, macro=macro)
-    if not len(difference_I):
+    """B - A of the mean of `value` over what both hold under `key`, of prompts of `tag` ("": of any); None where
+    nothing is common. `macro`: prompts are weighted so that their mean is the unweighted mean over the tasks, as
+    GenEval's overall score. `reach`: no change can be larger."""
+    slots: dict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)  # the images of one prompt
+    for one, other in zip(*shared(a, b, key), strict=True):
+        if not tag or one["tag"] == tag:
+            slots[one["tag"], one["index"]].append((float(value(one)), float(value(other))))
+    if not slots:
         return None
-    rng = np.random.default_rng(0)
-    mean, low, high = paired_difference(difference_I, np.zeros_like(difference_I), rng=rng, num_resamples=RESAMPLES)
-    return Change(value=mean, low=low, high=high, p=sign_flip(difference_I, rng), prompts=len(difference_I))
+    size = Counter(task for task, _ in slots)
+    weight = {task: len(slots) / (len(size) * size[task]) if macro else 1.0 for task in size}
+    difference_I = np.array([weight[task] * np.mean([y - x for x, y in told]) for (task, _), told in slots.items()])
+    ends = None
+    if not macro and all(len(told) == 1 and {*told[0]} <= {0.0, 1.0} for told in slots.values()):
+        pairs = Counter(told[0] for told in slots.values())
+        ends = paired_shares(*(pairs[pair] for pair in ((1.0, 1.0), (0.0, 1.0), (1.0, 0.0), (0.0, 0.0))))[1:]
+    mean = float(difference_I.mean())
+    return Change(
+        value=mean, prompts=len(slots), **_tested(difference_I / len(difference_I), mean, reach=reach, ends=ends)
+    )
 
 
 # ------------------------------------------------------------------------------------------------- imbalance
@@ -163,18 +205,11 @@ def _counts(generated: Sequence[Row], references: Sequence[Row]) -> dict[Slot, n
     return found
 
 
-def _measures(counts_R4: np.ndarray) -> np.ndarray:
-    """Both rates and their mean; nan where there is nothing to count."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        first_R, second_R = counts_R4[..., 0] / counts_R4[..., 1], counts_R4[..., 2] / counts_R4[..., 3]
-    return np.stack([first_R, second_R, (first_R + second_R) / 2], -1)
-
-
 def imbalance_changes(
     a: tuple[Sequence[Row], Sequence[Row]], b: tuple[Sequence[Row], Sequence[Row]]
 ) -> dict[str, Change]:
     """B - A of both rates and of the "score"; those that can be measured. They are over the images and the reference
-    pictures that both hold and on which both were asked the same question.
+    pictures that both hold and on which both were asked the same question; a prompt counts where a side's rate does.
 
     a, b: (generated rows, reference rows).
     """
@@ -183,23 +218,34 @@ def imbalance_changes(
     common = list(sides[0])
     if not common:
         return {}
-    have_references = len({_slot(row) for row in read[0]} & set(common))
     a_I4, b_I4 = (np.array([side[slot] for slot in common]) for side in sides)
-    rng, resampled = np.random.default_rng(0), []
-    for start in range(0, RESAMPLES, _AT_ONCE):
-        times = min(_AT_ONCE, RESAMPLES - start)
-        weight_RI = rng.multinomial(len(common), np.full(len(common), 1 / len(common)), size=times)
-        resampled.append(_measures(weight_RI @ b_I4) - _measures(weight_RI @ a_I4))
-    difference_R3 = np.concatenate(resampled)
-    observed_3 = _measures(b_I4.sum(0)) - _measures(a_I4.sum(0))
     found: dict[str, Change] = {}
-    sizes = (len(common), have_references, len(common))
-    for i, (name, prompts) in enumerate(zip((*RATES, "score"), sizes, strict=True)):
-        known = difference_R3[~np.isnan(difference_R3[:, i]), i]
-        if np.isnan(observed_3[i]) or len(known) < 0.95 * RESAMPLES:  # too few prompts to resample
-            continue
-        low, high = np.quantile(known, [0.025, 0.975])
-        tail = min(int((known <= 0).sum()), int((known >= 0).sum()))
-        p = min(1.0, 2 * (tail + 1) / (len(known) + 1))
-        found[name] = Change(value=float(observed_3[i]), low=float(low), high=float(high), p=p, prompts=prompts)
+    terms, counted_I = [], np.zeros(len(common), bool)
+    for place, name in enumerate(RATES):
+        told = _terms(a_I4[:, 2 * place :][:, :2], b_I4[:, 2 * place :][:, :2])
+        if told is not None:
+            counts_I = a_I4[:, 2 * place + 1] + b_I4[:, 2 * place + 1] > 0
+            found[name] = _of_ratio(told, counts_I)
+            counted_I |= counts_I
+            terms.append(told)
+    if len(terms) == len(RATES):
+        found["score"] = _of_ratio((terms[0] + terms[1]) / 2, counted_I)
     return found
+
+
+def _of_ratio(terms_I: np.ndarray, counts_I: np.ndarray) -> Change:
+    value = float(terms_I.sum())
+    return Change(value=value, prompts=int(counts_I.sum()), **_tested(terms_I, value))
+
+
+def _terms(a_I2: np.ndarray, b_I2: np.ndarray) -> np.ndarray | None:
+    """[I]: what each prompt adds to the difference of two ratios, each of (wrong, counted): its wrong ones beyond those
+    that the pooled ratio expects. None where a ratio is not known, or, of different pictures, by too few to compare."""
+    (_, a), (_, b) = a_I2.sum(0), b_I2.sum(0)
+    if not a or not b:
+        return None
+    pooled = float(a_I2[:, 0].sum() + b_I2[:, 0].sum()) / (a + b)
+    alike = (a_I2[:, 1] == b_I2[:, 1]).all()
+    if not alike and 0 < min(pooled, 1 - pooled) < _EXPECTED / min(a, b):
+        return None
+    return (b_I2[:, 0] - pooled * b_I2[:, 1]) / b - (a_I2[:, 0] - pooled * a_I2[:, 1]) / a

@@ -66,7 +66,7 @@ class References:
     def __call__(self, prompts: Sequence[Prompt], most: int) -> list[Found]:
         """At most so many right ones: first those of `prompts`, of each the first samples; then the others."""
         place = placed(prompts)
-        asked = [(*place(each.prompt, each.index), each) for each in self.pictures]
+        asked = [(*place(each), each) for each in self.pictures]
         asked.sort(key=lambda one: (one[0] >= len(prompts), one[2].sample, one[0]))
         found: list[Found] = []
         for index, prompt, picture in asked:
@@ -86,13 +86,21 @@ class References:
         return self._right[picture.name]
 
 
-def placed(prompts: Sequence[Prompt]) -> Callable[[Prompt, int], tuple[int, Prompt]]:
-    """A reference's own prompt and its folder's number -> its number in the evaluation, and the prompt whose question
-    it is asked: those of the evaluated prompt that it shows; else a number beyond them all, and its own prompt."""
+def placed(prompts: Sequence[Prompt]) -> Callable[[Picture], tuple[int, Prompt]]:
+    """A reference picture -> its number in the evaluation, and the prompt whose question it is asked: those of the
+    evaluated prompt that it shows; else a number beyond them all, and its own prompt.
+
+    Errors (of the result): ValueError for metadata of which nothing is asked, neither by itself nor by us.
+    """
     places = {json.dumps(prompt.metadata(), sort_keys=True): i for i, prompt in reversed(list(enumerate(prompts)))}
 
-    def place(own: Prompt, number: int) -> tuple[int, Prompt]:
-        index = places.get(json.dumps(own.metadata(), sort_keys=True))
-        return (len(prompts) + number, with_question(own)) if index is None else (index, prompts[index])
+    def place(picture: Picture) -> tuple[int, Prompt]:
+        index = places.get(json.dumps(picture.prompt.metadata(), sort_keys=True))
+        if index is not None:
+            return index, prompts[index]
+        try:
+            return len(prompts) + picture.index, with_question(picture.prompt)
+        except ValueError as error:
+            raise ValueError(f"{picture.file.parent.parent / 'metadata.jsonl'}: {error}") from None
 
     return place

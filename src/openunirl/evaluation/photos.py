@@ -8,7 +8,8 @@
 
 In: a model, prompts, on request a folder of reference pictures in GenEval's layout. Out, in --output-dir: the files
 above, evaluation/results.jsonl, evaluation/references.jsonl and evaluation.json. The same call again continues after a
-kill, and repeats nothing that is on disk. Under `accelerate launch` every process takes its share.
+kill, and repeats nothing that is on disk. Under `accelerate launch` every process takes its share, but of a chat
+model's judging: that the first one does.
 
 Source: UniRL (arXiv 2505.23380), its released cycle scripts; METHOD 5-7. Departures: 1. the rules judge answers
 (tasks/answers.py); on request a chat model does (llm_judge.py); 2. the model is asked about its pictures as they lie on
@@ -34,6 +35,7 @@ from openunirl.evaluation.image_folder import check_names, read_folder, unknown_
 from openunirl.evaluation.images_command import score_folder, show_official
 from openunirl.evaluation.journal import Rows, batches, complete
 from openunirl.evaluation.judges import JUDGES, loaded_once
+from openunirl.evaluation.left_out import LeftOut
 from openunirl.evaluation.llm_judge import ChatModel, judge_answers
 from openunirl.evaluation.no_score import no_answers
 from openunirl.evaluation.output_folder import OutputFolder
@@ -46,12 +48,12 @@ from openunirl.generate import (
     drawing_settings,
     progress_bar,
     share_of,
+    tell_alone,
 )
 from openunirl.models.protocol import UnifiedModel, load_model
 from openunirl.provenance import about
 from openunirl.report_numbers import imbalance_table, summary_table, unsettled_lines
-from openunirl.tasks.geneval import with_question
-from openunirl.tasks.records import prompt_row, read_jsonl, read_prompts, write_jsonl
+from openunirl.tasks.records import prompt_row, read_asked, read_jsonl, write_jsonl
 from openunirl.tasks.worlds import WORLDS, first_of_each_task
 from openunirl.types import AnswerSampling, Prompt
 from openunirl.validate_model import check_sampling_of
@@ -104,7 +106,6 @@ def evaluate_photos(
     check_numbers(at_least_one=numbers | {"max-new-tokens": config.max_new_tokens}, seed=seed)
     check_sampling(config.sampling)
     prompts = _prompts(config, prompt_file, num_prompts, seed)
-    _check_judge(prompts, references, detector_weights, color_weights)
     drawing = drawing_settings(model, [prompt_row(p) for p in prompts], seed=seed, sampling=config.sampling)
     settings = {
         "references": references is not None,  # which ones is compared by content, in reference-scores
@@ -115,6 +116,7 @@ def evaluate_photos(
     folder = OutputFolder(path=output_dir, settings=settings, drawing=drawing)
     pictures = folder.pictures
     folder.check()
+    _check_judge(prompts, references, detector_weights, color_weights)
     processes = Processes()
     chat = ChatModel(llm_judge, processes.device) if llm_judge else None
     adapter = load_model(model).to(processes.device, getattr(torch, dtype))
@@ -128,9 +130,11 @@ def evaluate_photos(
     processes.wait()
     judged: dict[str, Any] = {"detector_weights": detector_weights, "color_weights": color_weights, "command": command}
     judged["judge"] = loaded_once(JUDGES[_DETECTOR](detector_weights, color_weights))
-    scored = score_folder(pictures, output_dir=output_dir / "scores", show=False, **judged)
+    scored = score_folder(pictures, output_dir=output_dir / "scores", show=False, origin="drawn", **judged)
+    read_from = None
     if references is not None:
-        score_folder(references, output_dir=output_dir / "reference-scores", partial=True, show=False, **judged)
+        judged |= {"output_dir": output_dir / "reference-scores", "origin": "references"}
+        read_from = score_folder(references, partial=True, show=False, **judged)
     del judged  # and the networks with it
     processes.wait()
     own = asked_about(output_dir / "scores", pictures, prompts)
@@ -141,6 +145,8 @@ def evaluate_photos(
     }
     if not processes.is_main or scored is None:
         return None
+    if chat is not None:
+        tell_alone(processes.count, "judges the answers")
     del adapter  # a chat model wants the memory
     cache = llm_cache or output_dir / "judgements"
     generated, read = (matched(asked, told[name], chat, cache) for name, asked in (("own", own), ("references", right)))
@@ -159,7 +165,9 @@ def evaluate_photos(
         model=model.weights,
         official_prompts=scored["official_prompts"],
         dtype=dtype,
-        reference_pictures=None if references is None else _reference_pictures(references, read, len(prompts)),
+        left_out=scored["left_out"],
+        warnings=scored["warnings"],
+        reference_pictures=read_from and _reference_pictures(read_from, read, len(prompts)),
         answers_judged_by=llm_judge or "rules",
         images_read_from="the PNG files",
         **about(command),
@@ -172,13 +180,14 @@ def evaluate_photos(
 def _prompts(config: EvalConfig, prompt_file: Path | None, num_prompts: int | None, seed: int) -> list[Prompt]:
     if prompt_file is None:
         return WORLDS["geneval"]().evaluation_prompts(config.split, config.num_prompts, seed)
-    prompts = [with_question(prompt) for prompt in read_prompts(prompt_file)]
+    prompts = read_asked(prompt_file)
     return prompts if num_prompts is None else first_of_each_task(prompts, num_prompts)
 
 
 def _check_judge(prompts: Sequence[Prompt], references: Path | None, detector_weights: str, color_weights: str) -> None:
-    """Before hours of drawing. Errors: ValueError for references that cannot be read, for a detector or colour
-    classifier that is not there or of another kind, and for prompts of what the detector does not know."""
+    """Before hours of drawing. Errors: ValueError for references that cannot be read or that nothing is asked about,
+    for a detector or colour classifier that is not there or of another kind, and for prompts of what the detector does
+    not know."""
     named = JUDGES[_DETECTOR](detector_weights, color_weights)
     for prompt in prompts:
         name = unknown_name(prompt, named.classes, named.colors)
@@ -188,7 +197,10 @@ def _check_judge(prompts: Sequence[Prompt], references: Path | None, detector_we
                 "that no picture of it could be right: leave it out of --prompt-file"
             )
     if references is not None:
-        check_names(read_folder(references, partial=True), named.classes, named.colors, _DETECTOR)
+        pictures, place = read_folder(references, partial=True), placed(prompts)
+        check_names(pictures, named.classes, named.colors, _DETECTOR)
+        for picture in pictures:
+            place(picture)
     named.check()
 
 
@@ -205,11 +217,11 @@ def right_references(scores: Path, folder: Path, prompts: Sequence[Prompt]) -> l
     """The reference pictures that the detector calls right. Those of an evaluated prompt get its number and question;
     the others numbers beyond, and the question of their own record or ours."""
     place = placed(prompts)
-    own = {picture.name: picture.prompt for picture in read_folder(folder, partial=True)}
+    own = {picture.name: picture for picture in read_folder(folder, partial=True)}
     found: list[Asked] = []
     for row in read_jsonl(scores / "results.jsonl"):
         if row["correct"]:
-            index, chosen = place(own[row["filename"]], row["index"])
+            index, chosen = place(own[row["filename"]])
             found.append(Asked(row=row | {"index": index}, file=folder / row["filename"], prompt=chosen))
     return found
 
@@ -282,10 +294,11 @@ def matched(
     return rows
 
 
-def _reference_pictures(folder: Path, read: Sequence[Row], prompts: int) -> dict[str, Any]:
-    """How many are right, and how many of these show one of the evaluated prompts."""
+def _reference_pictures(scored: dict[str, Any], read: Sequence[Row], prompts: int) -> dict[str, Any]:
+    """How many are right, how many of these show one of the evaluated prompts, and what their folder holds besides."""
     shown = sum(row["index"] < prompts for row in read)
-    return {"folder": str(folder), "right": len(read), "of_evaluated_prompts": shown}
+    about = {"folder": scored["images"], "left_out": scored["left_out"]}
+    return {**about, "right": len(read), "of_evaluated_prompts": shown}
 
 
 def _show(summary: dict[str, Any], official: str, path: Path) -> None:
@@ -300,7 +313,12 @@ def _show(summary: dict[str, Any], official: str, path: Path) -> None:
         without = "" if shown else "; without any, there is no second imbalance rate"
         told = f"{read['right']} reference pictures are right, and {shown} of these show an evaluated prompt{without}"
         console.print(told, highlight=False, soft_wrap=True)
+        if besides := LeftOut(**read["left_out"]).ignored():  # that some of them are missing is usual
+            console.print(f"of the references, {besides}", markup=False, highlight=False, soft_wrap=True)
     elif not summary["understanding"]["n"]:
         console.print("understanding and the second imbalance rate want --references DIR", highlight=False)
+    own = LeftOut(**summary["left_out"])
+    for line in filter(None, (own.ignored(), own.missing(), *summary["warnings"])):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     show_official(console, official)
     console.print(f"written: {path}", soft_wrap=True)

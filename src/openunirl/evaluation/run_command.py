@@ -20,7 +20,7 @@ from openunirl.evaluation.kept import Kept
 from openunirl.evaluation.no_score import no_answers, no_drawing, nothing_right
 from openunirl.evaluation.output_folder import OutputFolder
 from openunirl.evaluation.run import Evaluation, evaluate
-from openunirl.generate import check_numbers, check_sampling, drawing_settings
+from openunirl.generate import check_numbers, check_sampling, drawing_settings, tell_alone
 from openunirl.models.protocol import load_model
 from openunirl.report_numbers import imbalance_table, summary_table, unsettled_lines
 from openunirl.tasks.records import prompt_row
@@ -68,6 +68,7 @@ def evaluate_command(
     processes = Processes()
     if not processes.is_main:
         return
+    tell_alone(processes.count, "draws, reads and judges: the world is small")
     adapter = load_model(model).to(processes.device, getattr(torch, dtype))
     check_sampling_of(adapter, config.sampling)
     folder.open(adapter, command=command)

@@ -25,6 +25,9 @@ from transformers.utils import logging
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """What transformers reads of a folder, the first that is there; it may be in shards, listed in NAME.index.json."""
 
+_PYTHONS = ("invalid literal", "could not convert", "not enough values", "too many values")
+"""How ValueErrors begin that transformers did not mean to raise."""
+
 
 def files_of(folder: Path) -> list[Path]:
     """The weight files that transformers would read, whether they are there or not. Errors: ValueError for a folder
@@ -137,6 +140,8 @@ def pretrained(kind: Any, weights: str, **options: Any) -> Any:
         return kind.from_pretrained(weights, **options)
     except Exception as error:  # damaged files and a missing network raise many kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if isinstance(error, AttributeError | IndexError | KeyError | TypeError) or reason.startswith(_PYTHONS):
+            reason = f"one of them holds something else than transformers expects ({type(error).__name__})"
         place = "it is a folder, so look at its files" if Path(weights).is_dir() else "give a folder, or a hub id"
         raise ValueError(f"{weights} cannot be read as {kind.__name__} ({place}): {reason}") from None
 

@@ -33,6 +33,8 @@ INVERSE_RELATION = {"left of": "right of", "right of": "left of", "above": "belo
 RELATIONS = tuple(INVERSE_RELATION)
 
 PERSON = "person"  # never given a color
+MOST_OBJECTS = 16
+"""So many of a class are counted in a picture, those with the best scores."""
 
 # fmt: off
 GENEVAL_OBJECTS = (

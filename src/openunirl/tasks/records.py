@@ -11,7 +11,9 @@ written back byte for byte).
 Departures from what json and the official tools accept, all because a constraint that nobody checks is a wrong score:
 1. Unknown and duplicate keys are errors (a misspelt "exclude" would be dropped without a word).
 2. NaN, infinities and lone surrogates are errors, so that what was read can always be written.
-3. exclude counts start at 1, and a position's target is an earlier clause: the official scorer crashes on others.
+3. exclude counts start at 1, and a position's target is an earlier clause: the official scorer crashes on others. No
+   include count is above 16, of which it would find no more. A tag that is one of GenEval's but for its spelling is an
+   error: "Counting" would get the threshold of the other tasks.
 4. A blank line is an error; a missing newline at the end of the file is not (UniRL's plain metadata file lacks it).
 """
 
@@ -27,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from openunirl.disk import naming
-from openunirl.tasks.geneval import COLORS, RELATIONS
+from openunirl.tasks.geneval import COLORS, MOST_OBJECTS, RELATIONS, TAGS, with_question
 from openunirl.types import Prompt, Question
 
 PROMPT_KEYS = ("tag", "include", "exclude", "prompt", "question", "answer", "more_questions")
@@ -143,6 +145,21 @@ def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
     return [_prompt(place, row) for place, row in _numbered_rows(path)]
 
 
+def read_asked(path: str | os.PathLike[str]) -> list[Prompt]:
+    """The same, each with a question: the record's own, or ours.
+
+    ValueError, "file:line: ...", also for a record without a question whose tag or clauses have none of ours.
+    """
+    asked: list[Prompt] = []
+    for place, row in _numbered_rows(path):
+        prompt = _prompt(place, row)
+        try:
+            asked.append(with_question(prompt))
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from None
+    return asked
+
+
 def read_record(path: str | os.PathLike[str]) -> tuple[Prompt, list[str]]:
     """The Prompt of a file of one line, and the names of what it holds besides (a tool's own notes), which is left out.
 
@@ -192,12 +209,20 @@ def _prompt(place: str, row: dict[str, Any]) -> Prompt:
     for index, clause in enumerate(exclude):
         _check_clause(f"{place}: exclude[{index}]", clause, EXCLUDE_KEYS)
     return Prompt(
-        tag=_text(place, row, "tag"),
+        tag=_tag(place, row),
         include=tuple(include),
         exclude=tuple(exclude),
         prompt=_text(place, row, "prompt"),
         questions=_questions(place, row),
     )
+
+
+def _tag(place: str, row: dict[str, Any]) -> str:
+    tag = _text(place, row, "tag")
+    like = difflib.get_close_matches(tag.strip().lower().replace(" ", "_"), TAGS, n=1, cutoff=0.85)
+    if like and tag not in TAGS:
+        raise ValueError(f'{place}: "tag" is {_shown(tag)}; write {like[0]!r}, or a name that is not like it')
+    return tag
 
 
 def _questions(place: str, row: dict[str, Any]) -> tuple[Question, ...]:
@@ -218,6 +243,11 @@ def _questions(place: str, row: dict[str, Any]) -> tuple[Question, ...]:
 
 def _check_include(place: str, clause: Any, index: int) -> None:
     _check_clause(place, clause, INCLUDE_KEYS)
+    if clause["count"] > MOST_OBJECTS:
+        raise ValueError(
+            f"{place}: count {_shown(clause['count'])} could never be met: at most {MOST_OBJECTS} objects of a class "
+            "are counted in a picture"
+        )
     if "color" in clause and clause["color"] not in COLORS:
         raise ValueError(f"{place}: unknown color {_shown(clause['color'])}; use one of {', '.join(COLORS)}")
     if "position" not in clause:
