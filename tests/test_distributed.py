@@ -17,6 +17,7 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 import openunirl
+from openunirl.checkpoint import REPLAY
 from openunirl.config import LossConfig, RolloutConfig
 from openunirl.distributed import Processes
 from openunirl.experience import gather_experience
@@ -183,14 +184,14 @@ def test_what_two_processes_held_one_goes_on_with(tmp_path):
     for status, told in finished(tmp_path, weights, run, 2, *sft, "--rollout.num-prompts", "1"):
         assert status == 0, told
     last = run / "checkpoints" / "step-000003"
-    both = load_file(last / "replay.safetensors")
+    both = load_file(last / REPLAY)
     assert sorted(zip(both["step_R"].tolist(), both["prompt_R"].tolist(), strict=True)) == [
         (step, 2 * (step - 1) + place) for step in (2, 3) for place in (0, 0, 1, 1)
     ]
     shutil.rmtree(last)
     for status, told in finished(tmp_path, weights, run, 1, *sft, "--rollout.num-prompts", "2", "--resume"):
         assert status == 0, told
-    alone = load_file(last / "replay.safetensors")
+    alone = load_file(last / REPLAY)
     assert {name: sorted(value.flatten().tolist()) for name, value in alone.items()} == {
         name: sorted(value.flatten().tolist()) for name, value in both.items()
     }

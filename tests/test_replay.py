@@ -11,9 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from openunirl.checkpoint import REPLAY
 from openunirl.config import LossConfig, ModelConfig, RolloutConfig, RunConfig, TrainConfig
 from openunirl.experience import gather_experience
 from openunirl.losses import Stats, Totals
+from openunirl.models.protocol import load_model
 from openunirl.models.tiny import build
 from openunirl.objectives import Terms, loss_parts
 from openunirl.replay import Batch, Replay
@@ -196,14 +198,15 @@ def test_a_resumed_run_holds_what_it_held(tmp_path):
     assert all(row["sft/kept_share"] == 1.0 for row in whole)
     assert whole[2]["learning_rate"] == pytest.approx(5e-4 / 8)  # warm-up begins with the first update
     last = tmp_path / "whole" / "checkpoints" / "step-000006"
-    held = load_file(last / "replay.safetensors")
+    held = load_file(last / REPLAY)
     assert held["step_R"].tolist() == [4] * 8 + [5] * 8 + [6] * 8
     weights = load_file(last / "model.safetensors")
+    assert len(load_model(last).net.state_dict()) > 0  # a checkpoint is a model, whatever lies beside the weights
     shutil.rmtree(last)
     assert train(tmp_path, tmp_path / "whole", "--resume") == whole
     again = load_file(last / "model.safetensors")
     assert all(torch.equal(weights[name], again[name]) for name in weights)
     shutil.rmtree(last)
-    (last.parent / "step-000004" / "replay.safetensors").write_bytes(b"{")
+    (last.parent / "step-000004" / REPLAY).write_bytes(b"{")
     done = run(tmp_path, tmp_path / "whole", "--resume")
-    assert done.returncode == 1 and "replay.safetensors is damaged" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 1 and "images.safetensors is damaged" in done.stderr and "Traceback" not in done.stderr

@@ -25,7 +25,8 @@ from openunirl.models.sharded import as_held
 from openunirl.run_directory import read_object
 
 _PREFIX = "step-"
-REPLAY = "replay.safetensors"
+REPLAY = "replay/images.safetensors"
+"""The images that all processes hold: in a folder of its own, which no loader of weights reads along."""
 
 
 def folder(run: Path, step: int) -> Path:
@@ -52,6 +53,7 @@ def save(
         model.save_reference(partial)
         torch.save(optimizer, partial / "optimizer.pt")
         if replay:
+            (partial / REPLAY).parent.mkdir()
             save_file(dict(replay), partial / REPLAY)
         (partial / "state.json").write_text(json.dumps(asdict(state)) + "\n", encoding="utf-8")
     for old in saved(run)[:-keep] if keep else []:
