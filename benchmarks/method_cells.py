@@ -35,7 +35,7 @@ class Cell:
 COMMON: Mapping[str, Mapping[str, Any]] = {
     "rollout": {"num_prompts": 4, "sampling": {"num_timesteps": 8}},
     "reward": {"kind": "answer"},
-    "loss": {"num_scored_steps": 2, "answer_coef": 1.0},
+    "loss": {"num_scored_steps": 2, "answer_coef": 1.0, "num_iterations": 1},
     "train": {"wise_ft_alpha": 1.0},
 }
 """What all cells but the recipe change in their preset: the paper's reward and weights, many updates of few prompts,
@@ -122,6 +122,9 @@ def cell_config(name: str, model: str, *, images: int, seed: int, probes: int, p
     steps = images // per_step
     if config.loss.ref_model_sync_steps:
         config = changed(config, {"loss": {"ref_model_sync_steps": -(-steps // ROUNDS)}})
+    if config.loss.replay_steps:  # the same share of the steps only collects
+        collected = max(1, steps * config.loss.replay_steps // config.train.max_steps)
+        config = changed(config, {"loss": {"replay_steps": collected}})
     return replace(
         config,
         seed=seed,

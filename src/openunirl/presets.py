@@ -79,7 +79,7 @@ PRESETS: dict[str, RunConfig] = {
     "tiny-janus-grpo": RunConfig(
         model=_TINY_JANUS,
         output_dir="runs/tiny-janus-grpo",
-        # One exact pass scores an image, unguided: guided, the gradient was twice as noisy and nothing was gained.
+        # One exact pass scores an image. Guided, with half the images and the rate, it gained nothing.
         rollout=RolloutConfig(num_prompts=16, num_generations=8, num_questions=4, sampling=_TINY_JANUS_BEST),
         reward=RewardConfig(kind="probability"),
         loss=LossConfig(beta=0.05, answer_coef=0.0, num_iterations=2, scale_rewards="batch"),
@@ -90,9 +90,9 @@ PRESETS: dict[str, RunConfig] = {
     "tiny-janus-sft": RunConfig(
         model=_TINY_JANUS,
         output_dir="runs/tiny-janus-sft",
-        # Rejection sampling, in one round. The first 120 steps only draw and judge; then each step's six updates imitate
-        # pictures kept in the last 120: on few pictures this model learns by heart (docs/experiments.md). The base
-        # draws at a lower temperature than the policy is scored at, so that its care is imitated, too.
+        # Rejection sampling, in one round. The first 120 steps only draw and judge; then each step's six updates
+        # imitate pictures kept in the last 120: few pictures this model learns by heart (docs/experiments.md). The
+        # base draws at a lower temperature than the policy is scored at, so that its care is imitated, too.
         rollout=RolloutConfig(
             num_prompts=64,
             num_generations=1,
