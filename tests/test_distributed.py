@@ -14,6 +14,7 @@ from accelerate import DistributedType
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 from torch import distributed
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 import openunirl
@@ -21,6 +22,7 @@ from openunirl.config import LossConfig, RolloutConfig
 from openunirl.distributed import Processes
 from openunirl.experience import gather_experience
 from openunirl.losses import Stats, Totals
+from openunirl.models import sharded
 from openunirl.models.tiny import build
 from openunirl.objectives import Terms, loss_parts
 from openunirl.presets import bundled
@@ -73,6 +75,48 @@ def test_wrapped_for_several_processes_gradients_are_the_same(family, end_to_end
         for a, b in zip(alone, together, strict=True):
             assert (a is None and b is None) or torch.equal(a, b)
         model.net.zero_grad()
+
+
+class Elsewhere(Processes):
+    """Shards over the CPUs of a process group, with a device on which no weight of the network may ever lie."""
+
+    device = torch.device("meta")
+
+    def __init__(self, mixed_precision, **more):
+        super().__init__(mixed_precision, **more)
+        self.shards = True
+
+
+def test_a_sharded_network_is_never_whole_on_a_device(gloo):
+    model = build("tiny-showo", shapes.vocabulary(), seed=5)
+    model.freeze_reference()
+    want = {name: weight.clone() for name, weight in model.net.named_parameters()}
+    with Elsewhere.rehearsing("no") as processes:
+        processes.prepare(model, lambda net: torch.optim.AdamW(net.parameters()))
+    for net in (model.net, model.reference_net):
+        for name, weight in net.named_parameters():
+            assert torch.equal(weight.full_tensor(), want[name])
+    assert {weight.device.type for weight in model.image_tokenizer.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("main", [True, False])
+def test_moments_are_gathered_one_at_a_time_and_kept_by_the_main_process_alone(gloo, monkeypatch, main):
+    model = build("tiny-showo", shapes.vocabulary(), seed=5)
+    model.freeze_reference()
+    events, whole, cpu = [], sharded.whole, torch.Tensor.cpu
+    monkeypatch.setattr(sharded, "whole", lambda tensor: (events.append("gathered"), whole(tensor))[1])
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: (events.append("moved"), cpu(tensor))[1])
+    monkeypatch.setattr(Elsewhere, "is_main", main)
+    with Elsewhere.rehearsing("no") as processes:
+        optimizer = processes.prepare(model, lambda net: torch.optim.AdamW(net.parameters()))
+        for weight in model.net.parameters():
+            weight.grad = torch.ones_like(weight)
+        optimizer.step()
+        moments = 3 * len(list(model.net.parameters()))
+        held = processes.optimizer_state(optimizer)["state"]
+    assert events == (["gathered", "moved"] if main else ["gathered"]) * moments
+    kept = [value for values in held.values() for value in values.values()]
+    assert len(kept) == (moments if main else 0) and not any(isinstance(value, DTensor) for value in kept)
 
 
 # ------------------------------------------------------------------------------------------------ two processes

@@ -90,12 +90,12 @@ class Processes:
         self, model: UnifiedModel, build: Callable[[nn.Module], torch.optim.Optimizer]
     ) -> torch.optim.Optimizer:
         """Moves and wraps or shards `model.net`; returns the wrapped optimizer that `build` makes for it."""
-        model.to(self.device)
-        if self.shards:
+        if self.shards:  # from where it was read: no device ever holds all of it
             self._plain = sharded.empty_copy(model.net)
             for net in (model.net, model.reference_net):
                 if net is not None:
                     sharded.shard(net, model.trunk)
+        model.to(self.device)
         net: Any = self.accelerator.prepare_model(model.net, evaluation_mode=self.shards)
         wrapped: Any = self.accelerator.prepare_optimizer(build(model.net))
         model.net = net
@@ -155,10 +155,12 @@ class Processes:
                 self._plain.to("meta")
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """What one process would save; every process takes part."""
+        """What one process would save, on the CPU of the main process; every process takes part, and others get no
+        moments."""
         state = optimizer.state_dict()
         held = {
-            number: {name: sharded.whole(v) if isinstance(v, torch.Tensor) else v for name, v in values.items()}
+            number: {name: v for name, v in values.items() if not isinstance(v, torch.Tensor)}
+            | sharded.gathered({n: v for n, v in values.items() if isinstance(v, torch.Tensor)}, self.is_main)
             for number, values in state["state"].items()
         }
         return state | {"state": held}

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from openunirl.config import LoraConfig
 from openunirl.models import autoregressive, checkpoints, lora, masked
@@ -57,9 +58,10 @@ class Adapter:
         return next(self.net.parameters()).device
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Self:
-        """Moves everything; `dtype` is then that of the network, and not of the image tokenizer."""
+        """Moves everything, but for a sharded network; `dtype` is then that of the network, and not of the image
+        tokenizer."""
         for module in (self.net, self.reference_net):
-            if module is not None:
+            if module is not None and not isinstance(module, FSDPModule):
                 nn.Module.to(module, device, dtype)
         for module in self._parts:
             nn.Module.to(module, device)
