@@ -2,7 +2,7 @@
 
 Writes the gradient of one update of each case, whole, and what was drawn. With COUNT 1 it holds the whole batch. MODE:
 "sharded" (FSDP2), "adapters" (the same, with LoRA), "unequal" (the same, each process scores another number of tokens)
-or "copies" (DDP).
+or "copies" (whole networks).
 """
 
 import sys
@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import distributed
 from torch.distributed.fsdp import FSDPModule
-from torch.nn.parallel import DistributedDataParallel
 
 from openunirl.config import LoraConfig, LossConfig, RolloutConfig
 from openunirl.distributed import Processes
@@ -57,9 +56,7 @@ def update(family: str, mode: str, rank: int, count: int) -> dict[str, Any]:
                     weight.copy_(0.1 * torch.randn(weight.shape, generator=generator))
     else:
         model.freeze_reference()
-    if count > 1 and mode == "copies":
-        model.net = DistributedDataParallel(model.net, broadcast_buffers=False)
-    elif count > 1:
+    if count > 1 and mode != "copies":
         for net in (model.net, model.reference_net):
             if net is not None:
                 sharded.shard(net, model.trunk)
@@ -82,8 +79,6 @@ def update(family: str, mode: str, rank: int, count: int) -> dict[str, Any]:
                 part.backward()
         again = roll_out(model, prompts, ROLLOUT, seed=1, step=1, first_prompt=rank * own)
         assert torch.equal(again.images.tokens_BN, rollout.images.tokens_BN)
-    if isinstance(model.net, DistributedDataParallel):
-        model.net = model.net.module
     found = {n: sharded.whole(p.grad) for n, p in model.net.named_parameters() if p.grad is not None}
     with torch.no_grad():
         for weight in model.net.parameters():

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import DistributedType
+from accelerate import Accelerator, DistributedType
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 from torch import distributed
 from torch.distributed.tensor import DTensor
-from torch.nn.parallel import DistributedDataParallel
 
 import openunirl
 from openunirl.config import LossConfig, RolloutConfig
@@ -61,20 +60,35 @@ def gradients(model, config):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("end_to_end", [False, True])
-def test_wrapped_for_several_processes_gradients_are_the_same(family, end_to_end, gloo):
-    """No part reaches all of the network, and an update has many parts; twice, as the second is what used to fail."""
+def test_averaged_over_processes_gradients_are_the_same(family, end_to_end, gloo, monkeypatch):
+    """No part reaches all of the network, and an update has many parts; in groups, and one by one."""
     model = build(family, shapes.vocabulary(), seed=5)
     model.freeze_reference()
     config = LossConfig(end_to_end=end_to_end, beta=0.1, num_scored_steps=0)
     alone = gradients(model, config)
     model.net.zero_grad()
-    model.net = DistributedDataParallel(model.net)
-    for _ in range(2):
+    exchanged, plain = [], distributed.all_reduce
+    monkeypatch.setattr(distributed, "all_reduce", lambda tensor: (exchanged.append(len(tensor)), plain(tensor))[1])
+    for at_once in (2**30, 1):
+        monkeypatch.setattr("openunirl.distributed.AT_ONCE", at_once)
+        exchanged.clear()
         together = gradients(model, config)
+        sizes = [grad.numel() for grad in together if grad is not None]
+        assert exchanged[1:] == ([sum(sizes)] if at_once > 1 else sizes)
         assert any(grad is not None and grad.abs().sum() > 0 for grad in together)
         for a, b in zip(alone, together, strict=True):
             assert (a is None and b is None) or torch.equal(a, b)
         model.net.zero_grad()
+
+
+def test_nothing_is_wrapped_in_buckets(monkeypatch):
+    """DDP's are as large as all gradients, and here they would never be used."""
+    model, modes = build("tiny-showo", shapes.vocabulary(), seed=5), []
+    model.freeze_reference()
+    monkeypatch.setattr(Accelerator, "prepare_model", lambda self, net, **how: modes.append(how) or net)
+    with Processes.rehearsing("no") as processes:
+        processes.prepare(model, lambda net: torch.optim.AdamW(net.parameters()))
+    assert modes == [{"evaluation_mode": True}] * 2
 
 
 class Elsewhere(Processes):

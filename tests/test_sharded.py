@@ -1,4 +1,4 @@
-"""Two gloo processes, sharded (FSDP2) or with copies (DDP): the gradient of one process with the whole batch, and runs
+"""Two gloo processes, sharded (FSDP2) or with copies: the gradient of one process with the whole batch, and runs
 that change their number of processes."""
 
 import json

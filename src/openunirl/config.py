@@ -249,7 +249,7 @@ class TrainConfig:
     """The frozen base, without --lora.rank: a full copy; one that rests on the CPU while it does not score; or one in
     bf16, half as large, with which the KL starts near 0 instead of at 0."""
     shard: bool = False
-    """Several processes: each holds a share of weights, gradients and optimizer state (FSDP2), instead of all (DDP)."""
+    """Several processes: each holds a share of weights, gradients and optimizer state (FSDP2), instead of all."""
 
 
 @dataclass(frozen=True, kw_only=True)
