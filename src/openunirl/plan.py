@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 
 from openunirl.config import RunConfig
 from openunirl.rehearsal import ANSWERING, DRAWING, OPTIMIZER, UPDATE, Rates, Rehearsal, rehearse
+from openunirl.run import keeps_base
 from openunirl.validate import check
 
 RESERVE = 1_000_000_000
@@ -170,7 +171,7 @@ def changes(config: RunConfig, gpus: int) -> Iterator[Change]:
     if gpus > 1 and not config.train.shard:
         yield _train("--train.shard", shard=True)
     if not config.lora.rank:
-        if config.train.reference == "copy" and not config.train.shard:
+        if config.train.reference == "copy" and not config.train.shard and keeps_base(config):
             yield _train("--train.reference cpu", reference="cpu")
         yield Change(
             flags="--lora.rank 16",

@@ -92,11 +92,15 @@ class Adapter:
 
     # ------------------------------------------------------------------------------------------ the frozen base
 
+    def freeze_unlearned(self) -> None:
+        """From here on nothing is trained that is not to be learned in self-improvement."""
+        for name in self.unlearned:
+            self.net.get_submodule(name).requires_grad_(False)
+
     def freeze_reference(self, *, dtype: torch.dtype | None = None, rests_on: torch.device | None = None) -> None:
         """Copies the present weights: they are the base that `reference()` scores with. The copy may have its own
         dtype, and a device where it rests while it does not score."""
-        for name in self.unlearned:
-            self.net.get_submodule(name).requires_grad_(False)
+        self.freeze_unlearned()
         self.reference_net = copy.deepcopy(self.net).requires_grad_(False)
         if dtype is not None:
             nn.Module.to(self.reference_net, dtype)
@@ -131,8 +135,7 @@ class Adapter:
 
         Errors: ValueError for a target that names no layer.
         """
-        for name in self.unlearned:
-            self.net.get_submodule(name).requires_grad_(False)
+        self.freeze_unlearned()
         lora.add_adapters(self.net, self.trunk, config, seed)
         self.has_lora = True
 
