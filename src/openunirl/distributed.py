@@ -196,9 +196,13 @@ class Processes:
 
     def gather_rows(self, tables: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Tables of all processes, in rank order, each with as many rows as it has; they travel through host memory."""
-        found: list[dict[str, torch.Tensor]] = gather_object([dict(tables)])
+        found: list[dict[str, torch.Tensor]] = self.gather_objects(dict(tables))
         filled = [one for one in found if one]
         return {name: torch.cat([one[name] for one in filled]) for name in (filled[0] if filled else ())}
+
+    def gather_objects(self, own: Any) -> list[Any]:
+        """What each process has, in rank order; it travels through host memory."""
+        return gather_object([own])
 
     def std(self, values: torch.Tensor) -> float:
         """Standard deviation over all processes' values that are not nan."""

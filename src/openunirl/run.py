@@ -23,6 +23,7 @@ from openunirl.config import RunConfig
 from openunirl.disk import naming
 from openunirl.distributed import Processes, device_of_process
 from openunirl.evaluation.files import write_evaluation, write_summary
+from openunirl.evaluation.kept import Kept
 from openunirl.evaluation.no_score import no_answers, no_drawing, one_color
 from openunirl.evaluation.run import Evaluation, evaluate
 from openunirl.guards import check_update, check_weights
@@ -341,6 +342,7 @@ class Run:
                 seed=self.config.seed,
                 reference_prompts=references,
                 trained={prompt.prompt for prompt in self.prompts},
+                kept=Kept(peers=self.processes),
                 about={"model": self.config.model.weights, "reward_sources": self.config.reward.sources, **about},
                 report=lambda stage, done, total: (
                     status.update(f"evaluation: {name}: {stage} {done}/{total}") if status else None
