@@ -1,17 +1,18 @@
 """One of two processes of test_sharded.py: `python sharded_worker.py RANK COUNT STORE OUT FAMILY:MODE ...`.
 
 Writes the gradient of one update of each case, whole, and what was drawn. With COUNT 1 it holds the whole batch. MODE:
-"sharded" (FSDP2), "adapters" (the same, with LoRA) or "copies" (DDP).
+"sharded" (FSDP2), "adapters" (the same, with LoRA), "unequal" (the same, each process scores another number of tokens)
+or "copies" (whole networks).
 """
 
 import sys
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import distributed
 from torch.distributed.fsdp import FSDPModule
-from torch.nn.parallel import DistributedDataParallel
 
 from openunirl.config import LoraConfig, LossConfig, RolloutConfig
 from openunirl.distributed import Processes
@@ -45,6 +46,7 @@ def main(rank: int, count: int, store: str, out: str, cases: list[str]) -> None:
 def update(family: str, mode: str, rank: int, count: int) -> dict[str, Any]:
     """The gradient, the blended weights and what was drawn."""
     model = build(family, shapes.vocabulary(), seed=5)
+    config = replace(CONFIG, estimator="remask") if mode == "unequal" else CONFIG
     if mode == "adapters":
         model.add_adapters(LoraConfig(rank=2), seed=0)
         generator = torch.Generator().manual_seed(1)
@@ -54,9 +56,7 @@ def update(family: str, mode: str, rank: int, count: int) -> dict[str, Any]:
                     weight.copy_(0.1 * torch.randn(weight.shape, generator=generator))
     else:
         model.freeze_reference()
-    if count > 1 and mode == "copies":
-        model.net = DistributedDataParallel(model.net, broadcast_buffers=False)
-    elif count > 1:
+    if count > 1 and mode != "copies":
         for net in (model.net, model.reference_net):
             if net is not None:
                 sharded.shard(net, model.trunk)
@@ -68,17 +68,17 @@ def update(family: str, mode: str, rank: int, count: int) -> dict[str, Any]:
     rollout = roll_out(model, prompts, ROLLOUT, seed=1, step=1, first_prompt=rank * own)
     ups = torch.tensor([1.0, -1.0, 0.5, -0.5])[rank * 2 * own : (rank + 1) * 2 * own]
     totals = Totals(samples=4 / count, tokens=256 / count, max_length=6)
-    terms = Terms(config=CONFIG, image_totals=totals, answer_totals=totals, temperature=1.0, stats=Stats())
+    terms = Terms(config=config, image_totals=totals, answer_totals=totals, temperature=1.0, stats=Stats())
+    scored = 0
     for _ in range(2):  # twice: the second step meets what the first one left
         model.net.zero_grad()
-        experience = gather_experience(model, rollout, ups, ups, CONFIG, temperature=1.0)
+        experience = gather_experience(model, rollout, ups, ups, config, temperature=1.0)
+        scored = sum(int(one.scored_BN.sum()) for one in experience.passes)
         with Processes.averaging(model.net):
             for part in loss_parts(model, experience, parts=1, terms=terms):
                 part.backward()
         again = roll_out(model, prompts, ROLLOUT, seed=1, step=1, first_prompt=rank * own)
         assert torch.equal(again.images.tokens_BN, rollout.images.tokens_BN)
-    if isinstance(model.net, DistributedDataParallel):
-        model.net = model.net.module
     found = {n: sharded.whole(p.grad) for n, p in model.net.named_parameters() if p.grad is not None}
     with torch.no_grad():
         for weight in model.net.parameters():
@@ -86,6 +86,7 @@ def update(family: str, mode: str, rank: int, count: int) -> dict[str, Any]:
     model.blend_with_base(0.5, lambda: build(family, shapes.vocabulary(), seed=5))
     blended = {n: sharded.whole(p.detach()) for n, p in model.net.named_parameters()}
     told = {"tokens": rollout.images.tokens_BN, "texts": list(rollout.answers.texts), "grads": found}
+    told |= {"chunks": -(-scored // (chunked.LARGEST // (2 * model.num_codes)))}
     return told | {"blended": blended}
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import DistributedType
+from accelerate import Accelerator, DistributedType
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 from torch import distributed
-from torch.nn.parallel import DistributedDataParallel
+from torch.distributed.tensor import DTensor
 
 import openunirl
 from openunirl.checkpoint import REPLAY
@@ -22,6 +22,7 @@ from openunirl.config import LossConfig, RolloutConfig
 from openunirl.distributed import Processes
 from openunirl.experience import gather_experience
 from openunirl.losses import Stats, Totals
+from openunirl.models import sharded
 from openunirl.models.tiny import build
 from openunirl.objectives import Terms, loss_parts
 from openunirl.presets import bundled
@@ -60,20 +61,77 @@ def gradients(model, config):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("end_to_end", [False, True])
-def test_wrapped_for_several_processes_gradients_are_the_same(family, end_to_end, gloo):
-    """No part reaches all of the network, and an update has many parts; twice, as the second is what used to fail."""
+def test_averaged_over_processes_gradients_are_the_same(family, end_to_end, gloo, monkeypatch):
+    """No part reaches all of the network, and an update has many parts; in groups, and one by one."""
     model = build(family, shapes.vocabulary(), seed=5)
     model.freeze_reference()
     config = LossConfig(end_to_end=end_to_end, beta=0.1, num_scored_steps=0)
     alone = gradients(model, config)
     model.net.zero_grad()
-    model.net = DistributedDataParallel(model.net)
-    for _ in range(2):
+    exchanged, plain = [], distributed.all_reduce
+    monkeypatch.setattr(distributed, "all_reduce", lambda tensor: (exchanged.append(len(tensor)), plain(tensor))[1])
+    for at_once in (2**30, 1):
+        monkeypatch.setattr("openunirl.distributed.AT_ONCE", at_once)
+        exchanged.clear()
         together = gradients(model, config)
+        sizes = [grad.numel() for grad in together if grad is not None]
+        assert exchanged[1:] == ([sum(sizes)] if at_once > 1 else sizes)
         assert any(grad is not None and grad.abs().sum() > 0 for grad in together)
         for a, b in zip(alone, together, strict=True):
             assert (a is None and b is None) or torch.equal(a, b)
         model.net.zero_grad()
+
+
+def test_nothing_is_wrapped_in_buckets(monkeypatch):
+    """DDP's are as large as all gradients, and here they would never be used."""
+    model, modes = build("tiny-showo", shapes.vocabulary(), seed=5), []
+    model.freeze_reference()
+    monkeypatch.setattr(Accelerator, "prepare_model", lambda self, net, **how: modes.append(how) or net)
+    with Processes.rehearsing("no") as processes:
+        processes.prepare(model, lambda net: torch.optim.AdamW(net.parameters()))
+    assert modes == [{"evaluation_mode": True}] * 2
+
+
+class Elsewhere(Processes):
+    """Shards over the CPUs of a process group, with a device on which no weight of the network may ever lie."""
+
+    device = torch.device("meta")
+
+    def __init__(self, mixed_precision, **more):
+        super().__init__(mixed_precision, **more)
+        self.shards = True
+
+
+def test_a_sharded_network_is_never_whole_on_a_device(gloo):
+    model = build("tiny-showo", shapes.vocabulary(), seed=5)
+    model.freeze_reference()
+    want = {name: weight.clone() for name, weight in model.net.named_parameters()}
+    with Elsewhere.rehearsing("no") as processes:
+        processes.prepare(model, lambda net: torch.optim.AdamW(net.parameters()))
+    for net in (model.net, model.reference_net):
+        for name, weight in net.named_parameters():
+            assert torch.equal(weight.full_tensor(), want[name])
+    assert {weight.device.type for weight in model.image_tokenizer.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("main", [True, False])
+def test_moments_are_gathered_one_at_a_time_and_kept_by_the_main_process_alone(gloo, monkeypatch, main):
+    model = build("tiny-showo", shapes.vocabulary(), seed=5)
+    model.freeze_reference()
+    events, whole, cpu = [], sharded.whole, torch.Tensor.cpu
+    monkeypatch.setattr(sharded, "whole", lambda tensor: (events.append("gathered"), whole(tensor))[1])
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: (events.append("moved"), cpu(tensor))[1])
+    monkeypatch.setattr(Elsewhere, "is_main", main)
+    with Elsewhere.rehearsing("no") as processes:
+        optimizer = processes.prepare(model, lambda net: torch.optim.AdamW(net.parameters()))
+        for weight in model.net.parameters():
+            weight.grad = torch.ones_like(weight)
+        optimizer.step()
+        moments = 3 * len(list(model.net.parameters()))
+        held = processes.optimizer_state(optimizer)["state"]
+    assert events == (["gathered", "moved"] if main else ["gathered"]) * moments
+    kept = [value for values in held.values() for value in values.values()]
+    assert len(kept) == (moments if main else 0) and not any(isinstance(value, DTensor) for value in kept)
 
 
 # ------------------------------------------------------------------------------------------------ two processes

@@ -142,6 +142,15 @@ def test_checkpoints_are_plain_and_training_continues_from_them(model, tmp_path)
         other.load_weights(tmp_path / "plain")
 
 
+def test_merged_weights_leave_the_device_one_by_one(model, monkeypatch):
+    events, cpu, layer = [], torch.Tensor.cpu, type(next(iter(adapted(model.net).values())))
+    made = layer.get_delta_weight
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: (events.append("moved"), cpu(tensor))[1])
+    monkeypatch.setattr(layer, "get_delta_weight", lambda *about: (events.append("made"), made(*about))[1])
+    merged_state(model.net)
+    assert events == ["made", "moved"] * len(adapted(model.net))
+
+
 def test_peft_reads_our_adapters(tmp_path):
     from peft import PeftModel
     from transformers import JanusForConditionalGeneration

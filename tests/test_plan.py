@@ -116,8 +116,8 @@ def test_one_gpu_holds_all():
     assert own.peak == own.peaks[UPDATE] + RESERVE
 
 
-def test_several_gpus_hold_buckets_or_shares():
-    assert share(FOUND, 4, False).peaks[UPDATE] == (4 + 1 + 4 + 8 + 4 + 4 + 2) * GB
+def test_several_gpus_hold_copies_or_shares():
+    assert share(FOUND, 4, False) == share(FOUND, 1, False)
     sharded = share(FOUND, 4, True)
     assert sharded.peaks[UPDATE] == (1 + 1 + 1 + 2 + 1 + 2) * GB + GB // 2  # 3 layers and what lies loose
     assert sharded.peaks[DRAWING] == (1 + 1 + 1 + 2 + 2 + 4) * GB  # whole weights while it draws

@@ -8,10 +8,12 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
 from openunirl import checkpoint
 from openunirl.cli import _program, main
 from openunirl.models.tiny import build
+from openunirl.optim import build_optimizer
 from openunirl.tasks import shapes
 
 FLAGS = [
@@ -141,6 +143,20 @@ def test_damaged_files_of_a_run_are_named_with_the_fix(copied, capsys, file, con
     told = capsys.readouterr().err.splitlines()[-1]
     fix = "remove it, and --resume evaluates again" if "before" in file else f"remove {step}, and --resume goes on"
     assert words in told and fix in told, told
+
+
+def test_moments_are_read_where_they_lie(started, monkeypatch):
+    """Mapped: or each of eight processes on a machine would hold all of them at once."""
+    file, asked, load = checkpoint.latest(started) / "optimizer.pt", [], torch.load
+    monkeypatch.setattr(torch, "load", lambda *about, **how: (asked.append(how.get("mmap")), load(*about, **how))[1])
+    state, kept = load(file, weights_only=True)["state"], file.read_bytes()
+    sizes = [values["exp_avg"].shape for values in state.values()]
+    optimizer = build_optimizer(nn.ParameterList(map(torch.zeros, sizes)), lr=1e-3, weight_decay=0.0)[0]
+    checkpoint.load_optimizer(file.parent, optimizer)
+    assert asked == [True]
+    for weight in (weight for group in optimizer.param_groups for weight in group["params"]):
+        optimizer.state[weight]["exp_avg"].add_(1)
+    assert file.read_bytes() == kept  # what training makes of them stays in memory
 
 
 def test_the_optimizer_of_another_network_is_refused(copied, capsys):

@@ -1,4 +1,4 @@
-"""Two gloo processes, sharded (FSDP2) or with copies (DDP): the gradient of one process with the whole batch, and runs
+"""Two gloo processes, sharded (FSDP2) or with copies: the gradient of one process with the whole batch, and runs
 that change their number of processes."""
 
 import json
@@ -20,7 +20,10 @@ ENV = {"PYTHONPATH": str(Path(openunirl.__file__).parents[1]), "HF_HUB_OFFLINE":
 WORKER = Path(__file__).with_name("sharded_worker.py")
 
 
-CASES = ["tiny-showo:sharded", "tiny-janus:sharded", "tiny-showo:adapters", "tiny-showo:copies", "tiny-janus:copies"]
+CASES = [
+    *("tiny-showo:sharded", "tiny-janus:sharded", "tiny-showo:adapters", "tiny-showo:unequal"),
+    *("tiny-showo:copies", "tiny-janus:copies"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +42,12 @@ def updates(tmp_path_factory):
             told = process.communicate(timeout=480)[1]
             assert process.returncode == 0, told
     return folder
+
+
+def test_processes_that_score_different_numbers_of_chunks_gather_equally_often(updates):
+    """Or one of them would wait for the other for ever, and `updates` fail."""
+    first, second = (torch.load(updates / f"tiny-showo-unequal-2-{rank}.pt")["chunks"] for rank in (0, 1))
+    assert first != second and min(first, second) > 1
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -156,7 +156,7 @@ def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer) -> None:
 
 def _load_optimizer(file: Path, optimizer: torch.optim.Optimizer) -> None:
     kept = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    loaded = torch.load(file, map_location="cpu", weights_only=True)
+    loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)  # each process reads what it needs
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for number, values in loaded["state"].items():
         if (found := values["exp_avg"].shape) != (wanted := parameters[number].shape):

@@ -247,9 +247,10 @@ class TrainConfig:
     """torch.compile of the decoder's layers in passes that score; needs a C++ compiler, or Triton on a GPU."""
     reference: Literal["copy", "cpu", "bf16"] = "copy"
     """The frozen base, without --lora.rank: a full copy; one that rests on the CPU while it does not score; or one in
-    bf16, half as large, with which the KL starts near 0 instead of at 0."""
+    bf16, half as large, with which the KL starts near 0 instead of at 0. None is held where nothing asks it: SFT on
+    the policy's own images, without the judge "frozen"."""
     shard: bool = False
-    """Several processes: each holds a share of weights, gradients and optimizer state (FSDP2), instead of all (DDP)."""
+    """Several processes: each holds a share of weights, gradients and optimizer state (FSDP2), instead of all."""
 
 
 @dataclass(frozen=True, kw_only=True)

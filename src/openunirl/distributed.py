@@ -1,29 +1,33 @@
-"""The only file that knows accelerate: devices, processes, wrapping, sharding, exact reductions.
+"""The only file that knows accelerate: devices, processes, precision, sharding, exact reductions.
 
 In: a model adapter and optimizers. Out: the same, prepared; shares of a batch; sums and means over all processes.
 
-Departure from accelerate's way: DistributedDataParallel's own reduction wants one backward pass per update that reaches
-every parameter. An update here has one pass per part, and no part reaches all of a network that sees with one half and
-draws with another; so the passes keep their gradients, and these are averaged once (`averaging`).
+Departure from accelerate's way: no DistributedDataParallel. Its reduction wants one backward pass per update that
+reaches every parameter, and its buckets are as large as all gradients. An update here has one pass per part, and no
+part reaches all of a network that sees with one half and draws with another; so the passes keep their gradients, and
+these are averaged once (`averaging`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object, parse_flag_from_env
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import distributed, nn
+from torch.distributed.fsdp import FSDPModule
 
 from openunirl.models import sharded
 from openunirl.models.protocol import UnifiedModel
 from openunirl.optim import fast_dtype
+
+AT_ONCE = 2**23
+"""Entries of gradients that are averaged in one exchange (32 MiB); a larger gradient has one of its own."""
 
 
 def device_of_process() -> torch.device:
@@ -52,8 +56,6 @@ class Processes:
             device_placement=placing,
             log_with=trackers or None,
             project_dir=str(project) if project else None,
-            # buffers are constants, and processes make different numbers of sampling passes
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
         self.shards = shard and self.count > 1
         self._plain: nn.Module | None = None
@@ -89,21 +91,26 @@ class Processes:
     def prepare(
         self, model: UnifiedModel, build: Callable[[nn.Module], torch.optim.Optimizer]
     ) -> torch.optim.Optimizer:
-        """Moves and wraps or shards `model.net`; returns the wrapped optimizer that `build` makes for it."""
-        model.to(self.device)
-        if self.shards:
+        """Moves or shards `model.net`, whose forward gets the run's precision; returns the wrapped optimizer that
+        `build` makes for it. Without sharding every process begins with the main one's weights."""
+        if self.shards:  # from where it was read: no device ever holds all of it
             self._plain = sharded.empty_copy(model.net)
             for net in (model.net, model.reference_net):
                 if net is not None:
                     sharded.shard(net, model.trunk)
-        net: Any = self.accelerator.prepare_model(model.net, evaluation_mode=self.shards)
+        model.to(self.device)
         wrapped: Any = self.accelerator.prepare_optimizer(build(model.net))
-        model.net = net
+        model.net = self._prepared(model.net)
         if model.reference_net is not None:  # the same autocast as the policy, or the KL would not start at 0
-            prepared: Any = self.accelerator.prepare_model(model.reference_net, evaluation_mode=True)
-            model.reference_net = prepared
+            model.reference_net = self._prepared(model.reference_net)
             model.rest()
         return wrapped
+
+    def _prepared(self, net: nn.Module) -> Any:
+        if self.count > 1 and not self.shards:
+            for weight in net.parameters():
+                distributed.broadcast(weight.detach(), src=0)
+        return self.accelerator.prepare_model(net, evaluation_mode=True)  # in training mode it would wrap it in DDP
 
     def clip(self, net: nn.Module, largest: float) -> float:
         """Clips the gradients' norm over all weights to `largest`; returns what it was."""
@@ -124,19 +131,23 @@ class Processes:
     def averaging(net: nn.Module) -> Iterator[None]:
         """Around all backward passes of an update: at its end gradients are the mean over processes. What a process's
         passes did not reach counts as 0; what nobody's reached keeps no gradient, as on one process."""
-        if not isinstance(net, DistributedDataParallel):
-            yield  # one process, or accelerate shards and reduces
-            return
-        with net.no_sync():
-            yield
+        yield
+        if not distributed.is_initialized() or isinstance(net, FSDPModule):
+            return  # one process, or each pass reduced its own
         trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
         reached = torch.tensor([float(p.grad is not None) for p in trained], device=trained[0].device)
-        torch.distributed.all_reduce(reached, group=net.process_group)
+        distributed.all_reduce(reached)
+        gradients = []
         for parameter in (p for p, count in zip(trained, reached.tolist(), strict=True) if count):
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            torch.distributed.all_reduce(parameter.grad, group=net.process_group)
-            parameter.grad /= torch.distributed.get_world_size(net.process_group)
+            gradients.append(parameter.grad)
+        for group in _together(gradients):
+            flat = torch.cat([g.flatten() for g in group]) if len(group) > 1 else group[0].flatten()
+            distributed.all_reduce(flat)
+            flat /= distributed.get_world_size()
+            for gradient, mean in zip(group, flat.split([g.numel() for g in group]), strict=True):
+                gradient.copy_(mean.view_as(gradient))
 
     @contextmanager
     def whole(self, model: UnifiedModel) -> Iterator[None]:
@@ -155,10 +166,12 @@ class Processes:
                 self._plain.to("meta")
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """What one process would save; every process takes part."""
+        """What one process would save, on the CPU of the main process; every process takes part, and others get no
+        moments."""
         state = optimizer.state_dict()
         held = {
-            number: {name: sharded.whole(v) if isinstance(v, torch.Tensor) else v for name, v in values.items()}
+            number: {name: v for name, v in values.items() if not isinstance(v, torch.Tensor)}
+            | sharded.gathered({n: v for n, v in values.items() if isinstance(v, torch.Tensor)}, self.is_main)
             for number, values in state["state"].items()
         }
         return state | {"state": held}
@@ -183,9 +196,13 @@ class Processes:
 
     def gather_rows(self, tables: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Tables of all processes, in rank order, each with as many rows as it has; they travel through host memory."""
-        found: list[dict[str, torch.Tensor]] = gather_object([dict(tables)])
+        found: list[dict[str, torch.Tensor]] = self.gather_objects(dict(tables))
         filled = [one for one in found if one]
         return {name: torch.cat([one[name] for one in filled]) for name in (filled[0] if filled else ())}
+
+    def gather_objects(self, own: Any) -> list[Any]:
+        """What each process has, in rank order; it travels through host memory."""
+        return gather_object([own])
 
     def std(self, values: torch.Tensor) -> float:
         """Standard deviation over all processes' values that are not nan."""
@@ -195,3 +212,16 @@ class Processes:
 
     def wait(self) -> None:
         self.accelerator.wait_for_everyone()
+
+
+def _together(gradients: Iterable[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """Runs of gradients of one dtype, AT_ONCE entries at most unless one alone has more."""
+    group: list[torch.Tensor] = []
+    for gradient in gradients:
+        full = sum(g.numel() for g in group) + gradient.numel() > AT_ONCE
+        if group and (full or gradient.dtype != group[0].dtype):
+            yield group
+            group = []
+        group.append(gradient)
+    if group:
+        yield group

@@ -4,10 +4,10 @@
 
 In: a RunConfig, how many GPUs of which memory and speed. Out: text, and whether it fits. Every number comes from
 rehearsal.py, which runs the step's own code without numbers, except for these, which are formulas: 1. several GPUs hold
-a copy each and DDP's buckets, as large as what is trained, or with --train.shard a share each; sharded, the root's
-weights and three layers (one in use, one ahead, one gradient) are gathered at a time, and all weights while a sampler
-runs; 2. RESERVE for what is no tensor. Neither these nor a GPU's own kernels were checked on GPUs; what is checked
-stands in docs/performance.md. Exchange between GPUs takes no time here.
+a copy each, or with --train.shard a share each; sharded, the root's weights and three layers (one in use, one ahead,
+one gradient) are gathered at a time, and all weights while a sampler runs; 2. RESERVE for what is no tensor. Neither
+these nor a GPU's own kernels were checked on GPUs; what is checked stands in docs/performance.md. Exchange between GPUs
+takes no time here.
 
 Units: bytes; GB is 10^9 of them. A multiply-add is two floating-point operations.
 """
@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 
 from openunirl.config import RunConfig
 from openunirl.rehearsal import ANSWERING, DRAWING, OPTIMIZER, UPDATE, Rates, Rehearsal, rehearse
+from openunirl.run import keeps_base
 from openunirl.validate import check
 
 RESERVE = 1_000_000_000
@@ -79,9 +80,6 @@ def share(found: Rehearsal, gpus: int, sharded: bool) -> Share:
         "optimizer": found.optimizer // parts,
         "gradients (update)": found.gradients // parts,
     }
-    apart = found.gradients if gpus > 1 and not sharded else 0
-    if apart:
-        rows["DDP's buckets"] = apart
     held = sum(rows.values()) - rows["gradients (update)"]
     peaks = {}
     for name, cost in found.phases.items():
@@ -173,7 +171,7 @@ def changes(config: RunConfig, gpus: int) -> Iterator[Change]:
     if gpus > 1 and not config.train.shard:
         yield _train("--train.shard", shard=True)
     if not config.lora.rank:
-        if config.train.reference == "copy" and not config.train.shard:
+        if config.train.reference == "copy" and not config.train.shard and keeps_base(config):
             yield _train("--train.reference cpu", reference="cpu")
         yield Change(
             flags="--lora.rank 16",

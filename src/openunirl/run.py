@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,14 @@ from openunirl.config import RunConfig
 from openunirl.disk import naming
 from openunirl.distributed import Processes, device_of_process
 from openunirl.evaluation.files import write_evaluation, write_summary
+from openunirl.evaluation.kept import Kept
 from openunirl.evaluation.no_score import no_answers, no_drawing, one_color
 from openunirl.evaluation.run import Evaluation, evaluate
 from openunirl.guards import check_update, check_weights
 from openunirl.looks import collusion_warning, look_metrics
 from openunirl.losses import Stats
 from openunirl.metrics import JsonlTracker
+from openunirl.models.adapter import REFERENCE
 from openunirl.models.protocol import UnifiedModel, load_model
 from openunirl.optim import build_optimizer, lr_factor
 from openunirl.replay import Replay
@@ -80,7 +82,7 @@ class Run:
         world = open_world(config, device_of_process())
         check_sources(config.reward, world)
         model = load_model(config.model)
-        set_up(model, config)
+        set_up(model, config, point)
         if point:
             checkpoint.load_model(point, model)
         trackers: list[Any] = [JsonlTracker(folder / "metrics.jsonl", done), *config.train.report_to]
@@ -287,7 +289,8 @@ class Run:
                     f"{self.folder} has no evaluation of its base, which has followed the policy since: continue it "
                     "with --eval.num-prompts 0"
                 )
-            with self.model.reference():
+            untouched = self.model.reference_net is None and not self.config.lora.rank  # as keeps_base says
+            with nullcontext() if untouched else self.model.reference():
                 self._evaluate_in_full("before", step=0)
 
     def evaluate_tuned(self) -> None:
@@ -339,6 +342,7 @@ class Run:
                 seed=self.config.seed,
                 reference_prompts=references,
                 trained={prompt.prompt for prompt in self.prompts},
+                kept=Kept(peers=self.processes),
                 about={"model": self.config.model.weights, "reward_sources": self.config.reward.sources, **about},
                 report=lambda stage, done, total: (
                     status.update(f"evaluation: {name}: {stage} {done}/{total}") if status else None
@@ -355,11 +359,29 @@ class Run:
         return result
 
 
-def set_up(model: UnifiedModel, config: RunConfig) -> None:
-    """What is trained, what the frozen base is, and what the backward pass keeps. Errors: as check_model's."""
+def keeps_base(config: RunConfig, point: Path | None = None) -> bool:
+    """Whether a run that trains all weights holds a copy of its base: because a step asks it (GRPO's KL, which is
+    logged whatever it weighs; a frozen judge; a base that draws, or follows), or because the run goes on from the
+    checkpoint `point` with the base still to be evaluated, or with one that is no longer the model that is loaded.
+    Before the first step the policy is its own base, and a blend reads the model again."""
+    loss = config.loss
+    asked = "frozen" in config.reward.sources or config.rollout.drawn_by == "base" or loss.ref_model_sync_steps > 0
+    if loss.method == "grpo" or asked:
+        return True
+    if point is None:
+        return False
+    evaluated = run_directory.read_evaluation(Path(config.output_dir), "before") or not config.eval.num_prompts
+    return not evaluated or (point / REFERENCE).exists()
+
+
+def set_up(model: UnifiedModel, config: RunConfig, point: Path | None = None) -> None:
+    """What is trained, what the frozen base is, and what the backward pass keeps; `point`: the checkpoint that the run
+    goes on from. Errors: as check_model's."""
     check_model(config, model)
     if config.lora.rank:
         model.add_adapters(config.lora, config.seed)
+    elif not keeps_base(config, point):
+        model.freeze_unlearned()
     else:
         model.freeze_reference(
             dtype=torch.bfloat16 if config.train.reference == "bf16" else None,

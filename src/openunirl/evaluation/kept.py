@@ -1,4 +1,5 @@
-"""What an evaluation of drawn pictures has done so far: in memory, or in a folder that outlives a kill.
+"""What an evaluation of drawn pictures has done so far: in memory, of one process or several, or in a folder that
+outlives a kill.
 
 In: rows and pictures as they come. Out: the same again, in this call or in the next one. A picture is written before
 its row; a row whose picture is gone or shows something else is as if it were not there.
@@ -8,10 +9,11 @@ its row; a row whose picture is gone or shows something else is as if it were no
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -31,12 +33,24 @@ _TEXTS = ("tag", "prompt", "question", "expected", "answer")
 _VERDICTS = ("answer_correct", "settled")
 
 
+class Sharing(Protocol):
+    """What is needed of distributed.Processes."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def count(self) -> int: ...
+    def gather_objects(self, own: Any) -> list[Any]: ...
+
+
 class Kept:
     """Example: Kept().rows("reading", {(0, 0): prompt}, make, report) -> [{"index": 0, "sample": 0, ...}]"""
 
-    def __init__(self, folder: Path | None = None):
-        """None: in memory. A folder's settings are its caller's to compare."""
-        self.folder = folder
+    def __init__(self, folder: Path | None = None, peers: Sharing | None = None):
+        """None: in memory. A folder's settings are its caller's to compare. In memory, `peers` share the jobs, and all
+        get all rows and pictures."""
+        assert folder is None or peers is None, "processes that share a folder take turns (journal.py)"
+        self.folder, self.peers = folder, peers
         self._pictures: dict[Job, np.ndarray] = {}
 
     def keep(self, job: Job, picture_HWC: np.ndarray) -> None:
@@ -61,6 +75,27 @@ class Kept:
     ) -> list[Row]:
         """A row of each job, in their order; `make` makes those that are not there, batch by batch. With `drawn`, it
         has handed each row's picture to `keep` before."""
+        if self.peers is None or self.peers.count == 1:
+            return self._own_rows(stage, jobs, make, report, drawn)
+        order = list(jobs.items())
+        own = dict(order[self.peers.rank :: self.peers.count])
+        if len(own) < math.ceil(len(order) / self.peers.count):
+            own |= dict(order[:1])  # equally many, because sharded weights are gathered for each batch
+        made = {_job(row): row for row in self._own_rows(stage, own, make, report, drawn)}
+        pictures = {job: self._pictures[job] for job in own} if drawn else {}
+        for theirs, shown in self.peers.gather_objects((made, pictures)):
+            made |= theirs
+            self._pictures |= shown
+        return [made[job] for job in jobs]
+
+    def _own_rows(
+        self,
+        stage: str,
+        jobs: Mapping[Job, J],
+        make: Callable[[list[J]], Iterable[Sequence[Row]]],
+        report: Callable[[str, int, int], None],
+        drawn: bool,
+    ) -> list[Row]:
         rows = Rows.in_memory(_job)
         if self.folder is not None:
             rows = Rows.in_files(self.folder / "journal" / stage, 0, lambda folder: self._read(folder, drawn))

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from openunirl.config import LoraConfig
 from openunirl.models import autoregressive, checkpoints, lora, masked
@@ -57,9 +58,10 @@ class Adapter:
         return next(self.net.parameters()).device
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Self:
-        """Moves everything; `dtype` is then that of the network, and not of the image tokenizer."""
+        """Moves everything, but for a sharded network; `dtype` is then that of the network, and not of the image
+        tokenizer."""
         for module in (self.net, self.reference_net):
-            if module is not None:
+            if module is not None and not isinstance(module, FSDPModule):
                 nn.Module.to(module, device, dtype)
         for module in self._parts:
             nn.Module.to(module, device)
@@ -90,11 +92,15 @@ class Adapter:
 
     # ------------------------------------------------------------------------------------------ the frozen base
 
+    def freeze_unlearned(self) -> None:
+        """From here on nothing is trained that is not to be learned in self-improvement."""
+        for name in self.unlearned:
+            self.net.get_submodule(name).requires_grad_(False)
+
     def freeze_reference(self, *, dtype: torch.dtype | None = None, rests_on: torch.device | None = None) -> None:
         """Copies the present weights: they are the base that `reference()` scores with. The copy may have its own
         dtype, and a device where it rests while it does not score."""
-        for name in self.unlearned:
-            self.net.get_submodule(name).requires_grad_(False)
+        self.freeze_unlearned()
         self.reference_net = copy.deepcopy(self.net).requires_grad_(False)
         if dtype is not None:
             nn.Module.to(self.reference_net, dtype)
@@ -129,8 +135,7 @@ class Adapter:
 
         Errors: ValueError for a target that names no layer.
         """
-        for name in self.unlearned:
-            self.net.get_submodule(name).requires_grad_(False)
+        self.freeze_unlearned()
         lora.add_adapters(self.net, self.trunk, config, seed)
         self.has_lora = True
 

@@ -118,14 +118,12 @@ class JanusNet(nn.Module):
             past_key_values=cache,
         )
         hidden_selected = language.norm(hidden_selected)
-
-        def logits(hidden: torch.Tensor) -> torch.Tensor:
-            return self.model["generation_head"](hidden) if head == "image" else self.lm_head(hidden, rows)
-
+        drawing = self.model["generation_head"]  # gathered with the root, so that chunks gather nothing
         if reduce is None:
-            return logits(hidden_selected)
-        start, stop = (0, self.num_codes) if head == "image" else rows or (0, self.lm_head.out_features)
-        return in_chunks(logits, hidden_selected, stop - start, reduce, groups)
+            return drawing(hidden_selected) if head == "image" else self.lm_head(hidden_selected, rows)
+        if head == "image":
+            return in_chunks(drawing, hidden_selected, self.num_codes, reduce, groups)
+        return self.lm_head(hidden_selected, rows, reduce, groups)
 
 
 def _use_torch_norms(llama: nn.Module, eps: float) -> None:

@@ -1,21 +1,41 @@
 """Layers that both families share: a head and an embedding that compute only the rows asked for, and a prefix cache.
 
-FSDP gathers a module's parameters in that module's own forward, so every slice of a weight is taken in there.
+FSDP gathers a module's parameters in that module's own forward, so every slice of a weight is taken in there, and so is
+every chunk of positions: processes that score different numbers of them gather equally often.
 
 Shapes: B rows, L positions, S selected positions, H hidden, V rows of the vocabulary in use.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from openunirl.models.chunked import Reduce, in_chunks
+
 
 class RowsLinear(nn.Linear):
-    """A Linear that can compute a range of its output rows only: forward(x, (start, stop))."""
+    """A Linear that can compute a range of its output rows only: forward(x, (start, stop)).
 
-    def forward(self, input: torch.Tensor, rows: tuple[int, int] | None = None) -> torch.Tensor:
+    With `reduce`, x is [S, H] (or `groups` such blocks), and the result is what it makes of the outputs (chunked.py).
+    """
+
+    def forward(
+        self,
+        input: torch.Tensor,
+        rows: tuple[int, int] | None = None,
+        reduce: Reduce | None = None,
+        groups: int = 1,
+    ) -> Any:
+        if reduce is None:
+            return self._rows(input, rows)
+        start, stop = rows or (0, self.out_features)
+        return in_chunks(lambda hidden_CH: self._rows(hidden_CH, rows), input, stop - start, reduce, groups)
+
+    def _rows(self, input: torch.Tensor, rows: tuple[int, int] | None) -> torch.Tensor:
         if rows is None:
             return super().forward(input)
         start, stop = rows

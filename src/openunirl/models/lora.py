@@ -88,12 +88,13 @@ def scale(net: nn.Module, factor: float) -> None:
 
 
 def merged_state(net: nn.Module) -> dict[str, torch.Tensor]:
-    """The plain weights that base and adapters amount to, under the base's own names; `net` stays as it is."""
+    """The plain weights that base and adapters amount to, under the base's own names, the merged ones on the CPU (a
+    device holds one at a time); `net` stays as it is."""
     state = {n.replace(".base_layer.", "."): v for n, v in net.state_dict().items() if ".lora_" not in n}
     with torch.no_grad():
         for name, layer in adapted(net).items():
             weight = state[f"{name}.weight"]
-            state[f"{name}.weight"] = weight + layer.get_delta_weight("default").to(weight.dtype)
+            state[f"{name}.weight"] = (weight + layer.get_delta_weight("default").to(weight.dtype)).cpu()
     return state
 
 

@@ -130,6 +130,10 @@ class UnifiedModel(Protocol):
         vocabulary."""
         ...
 
+    def freeze_unlearned(self) -> None:
+        """Trains nothing that is not to be learned in self-improvement; what makes a frozen base does so by itself."""
+        ...
+
     def freeze_reference(self, *, dtype: torch.dtype | None = None, rests_on: torch.device | None = None) -> None:
         """Makes the present weights the frozen base that `reference()` scores with: a copy, in its own dtype and with
         a device to rest on where these are given."""

@@ -10,8 +10,9 @@ torch's own `fully_shard`, because accelerate's FSDP is DDP on a CPU, where this
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -20,9 +21,12 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from openunirl.models.layers import RowsLinear
 
+K = TypeVar("K", bound=Hashable)
+
 
 def shard(net: nn.Module, trunk: str) -> None:
-    """Shards `net` over all processes. Every process must hold the same weights."""
+    """Shards `net` over all processes, which then lies on their devices: one unit after the other is moved there and
+    cut. Every process must hold the same weights."""
     for module in (*units(net, trunk), net):
         fully_shard(module, reshard_after_forward=True)
 
@@ -45,15 +49,21 @@ def empty_copy(net: nn.Module) -> nn.Module:
 
 
 def gather_into(plain: nn.Module, net: nn.Module, keep: bool) -> None:
-    """All of a sharded network's weights, on the CPU, into its empty copy; every process takes part, and those that do
-    not `keep` them hold one at a time."""
-    state = {}
-    for name, value in net.state_dict().items():
-        gathered = whole(value)
-        if keep:
-            state[name] = gathered.cpu()
+    """All of a sharded network's weights, on the CPU, into its empty copy, by those who `keep` them (`gathered`)."""
+    state = gathered(net.state_dict(), keep)
     if keep:
         plain.load_state_dict(state, assign=True)
+
+
+def gathered(tensors: Mapping[K, torch.Tensor], keep: bool) -> dict[K, torch.Tensor]:
+    """All of them whole, on the CPU; every process takes part, and those that do not `keep` them get none. Devices hold
+    one whole tensor at a time."""
+    kept = {}
+    for name, value in tensors.items():
+        one = whole(value)
+        if keep:
+            kept[name] = one.cpu()
+    return kept
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

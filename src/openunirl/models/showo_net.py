@@ -20,7 +20,7 @@ from torch import nn
 from transformers import PhiConfig, PhiForCausalLM
 from transformers.models.phi.modeling_phi import PhiDecoderLayer
 
-from openunirl.models.chunked import Reduce, in_chunks
+from openunirl.models.chunked import Reduce
 from openunirl.models.layers import PrefixCache, RowsEmbedding, RowsLinear
 from openunirl.models.trunk import Rotation, additive_mask, attend, run_layers, selected
 
@@ -174,7 +174,4 @@ class ShowoNet(nn.Module):
         )
         hidden = trunk.final_layernorm(hidden)
         head: Any = self.showo.lm_head
-        if reduce is None:
-            return head(hidden, rows)
-        start, stop = rows or (0, self.sizes.vocab_size)
-        return in_chunks(lambda hidden_SH: head(hidden_SH, rows), hidden, stop - start, reduce, groups)
+        return head(hidden, rows, reduce, groups) if reduce is not None else head(hidden, rows)
