@@ -277,9 +277,10 @@ class Showo(Adapter):
         vocab, rows_Q = self.prompting.vocab, torch.tensor([q.image for q in questions], device=self.device)
         with packed_linears(self.net):
             self.net(prefix_BL, mask, cache=cache, **soft, **self._nothing)
+            cache.keep(rows_Q, length + max(map(len, prompt_ids)) + sampling.max_new_tokens)
             return decode_answers(
                 self.net,
-                cache.select(rows_Q, length + max(map(len, prompt_ids)) + sampling.max_new_tokens),
+                cache,
                 questions=tuple(questions),
                 prompt_ids=prompt_ids,
                 draws=KeyedDraws(seeds_Q.to(self.device)),
