@@ -59,7 +59,8 @@ def predict(family: str, method: str, how: str, images: int, seed: int) -> int:
     import torch
 
     import midsize
-    from openunirl.rehearsal import Rates, rehearse
+    from openunirl.phases import Rates
+    from openunirl.rehearsal import rehearse
 
     def blank():
         with torch.device("meta"):

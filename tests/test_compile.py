@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from openunirl.config import LossConfig, RolloutConfig
+from openunirl.config import LoraConfig, LossConfig, RolloutConfig
 from openunirl.experience import gather_experience
 from openunirl.losses import Stats, Totals
 from openunirl.models.tiny import build
@@ -29,12 +29,23 @@ def gradients(model):
     return rollout, [parameter.grad for parameter in model.net.parameters()]
 
 
-@pytest.mark.parametrize(("family", "recomputed"), [("tiny-showo", True), ("tiny-janus", False)])
-def test_compiled_layers_draw_and_learn_the_same(family, recomputed):
+@pytest.fixture
+def frames():
+    """Of this test: how many pieces of code dynamo met ("total"), and compiled ("ok")."""
     torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    return counters["frames"]
+
+
+@pytest.mark.parametrize(("family", "recomputed", "rank"), [("tiny-showo", True, 2), ("tiny-janus", False, 0)])
+def test_compiled_layers_draw_and_learn_the_same(family, recomputed, rank, frames):
     models = [build(family, shapes.vocabulary(), seed=5) for _ in range(2)]
     for model in models:
-        model.freeze_reference()
+        if rank:
+            model.add_adapters(LoraConfig(rank=rank), 0)
+        else:
+            model.freeze_reference()
     compiled = models[1]
     names = [name for name, _ in compiled.net.named_parameters()]
     compiled.compile_layers(backend="eager")
@@ -47,7 +58,16 @@ def test_compiled_layers_draw_and_learn_the_same(family, recomputed):
         assert (a is None) == (b is None)
         if a is not None:
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
-    assert torch._dynamo.utils.counters["frames"]["ok"] > 0  # it was compiled, and did not fall back
+    assert 0 < frames["ok"] == frames["total"]  # nothing fell back
+
+
+def test_more_ways_than_are_compiled_are_an_error(monkeypatch, frames):
+    monkeypatch.setattr("openunirl.models.compiled.WAYS", 1)
+    model = build("tiny-showo", shapes.vocabulary(), seed=5)
+    model.freeze_reference()
+    model.compile_layers(backend="eager")
+    with pytest.raises(Exception, match="fail_on_recompile_limit_hit"):
+        gradients(model)
 
 
 def test_a_compiled_model_is_saved_under_the_same_names():

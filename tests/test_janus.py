@@ -9,6 +9,7 @@ from openunirl.draws import key
 from openunirl.models.autoregressive import causal_mask, keep_likely, left_padded, positions
 from openunirl.models.janus_prompting import PLAIN_ROLES, TAGGED_ROLES, chat, roles_of
 from openunirl.models.layers import PrefixCache
+from openunirl.models.masked import Estimator
 from openunirl.models.packing import pack
 from openunirl.models.policy import log_policy
 from openunirl.models.protocol import PretrainBatch
@@ -171,10 +172,12 @@ def test_the_static_cache_equals_a_growing_one_and_never_moves():
     assert static.get_seq_length() == growing.get_seq_length() == 7
     with pytest.raises(AssertionError, match="do not fit"):
         static.update(keys, values, 0)
-    longer = static.select(torch.tensor([2, 0, 2]), 8)
-    got, _ = longer.update(torch.ones(3, 2, 1, 5), torch.ones(3, 2, 1, 5), 0)
-    assert torch.equal(got[:, :, :7], growing.layers[0][0][[2, 0, 2]]) and (got[:, :, 7] == 1).all()
-    assert static.get_seq_length() == 7  # the rows that were lent are copies
+    was = growing.layers[0][0]
+    static.keep(torch.tensor([2, 0, 2]), 8)
+    growing.keep(torch.tensor([2, 0, 2]))
+    got, _ = static.update(torch.ones(3, 2, 1, 5), torch.ones(3, 2, 1, 5), 0)
+    assert torch.equal(got[:, :, :7], was[[2, 0, 2]]) and (got[:, :, 7] == 1).all()
+    assert torch.equal(growing.layers[0][0], was[[2, 0, 2]])
 
 
 def test_masks_by_hand():
@@ -189,6 +192,20 @@ def test_a_causal_prefix_sees_only_what_stands_before():
     options = {"num_images": 1, "prefix_len": 2, "width": 1, "pad": 0}
     seen, causal = (pack([0], [[1]], [[2]], **options, causal_prefix=c).mask[0, 0].int().tolist() for c in (0, 1))
     assert seen == [[1, 1, 0], [1, 1, 0], [1, 1, 1]] and causal == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+
+
+def test_under_bf16_what_is_drawn_and_what_is_scored_have_one_residual_stream(model, monkeypatch):
+    """As accelerate does it: the net's forward alone is under autocast."""
+    monkeypatch.setattr(model.net, "forward", torch.autocast("cpu", torch.bfloat16)(model.net.forward))
+    seen, layer = set(), model.net.get_submodule(model.trunk).layers[1]
+    hook = layer.register_forward_pre_hook(lambda _, args: seen.add(args[0].dtype))
+    rollout = model.sample_images([SHORT], seeds(1), ImageSampling(guidance_scale=2.0))
+    (one,) = model.scoring_passes(rollout, Estimator(), seeds(1))
+    with torch.no_grad():
+        scored = model.score_images(rollout, one).logprobs_BN
+    hook.remove()
+    assert seen == {torch.float32}
+    torch.testing.assert_close(scored, rollout.logprobs_BN, atol=1e-3, rtol=0)
 
 
 # --------------------------------------------------------------------------------------------------- answering

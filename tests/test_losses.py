@@ -235,11 +235,17 @@ def test_the_gradient_raises_what_was_rewarded(model, rollout):
     assert after > before
 
 
-def test_a_rollout_does_not_depend_on_its_batching(model):
+@pytest.mark.parametrize("size", [2, 5])  # at 5 two parts ask about the same image
+def test_a_rollout_does_not_depend_on_its_batching(model, size):
     prompts = shapes.prompts("train", 2, 0)
     whole = roll_out(model, prompts, ROLLOUT, seed=1, step=1)
-    small = roll_out(model, prompts, replace(ROLLOUT, batch_size=2), seed=1, step=1)
+    small = roll_out(model, prompts, replace(ROLLOUT, batch_size=size), seed=1, step=1)
     second = roll_out(model, prompts[1:], ROLLOUT, seed=1, step=1, first_prompt=1)
     assert torch.equal(whole.images.tokens_BN, small.images.tokens_BN)
+    assert whole.answers.texts == small.answers.texts and whole.answers.questions == small.answers.questions
+    assert torch.equal(whole.answers.mask_QT, small.answers.mask_QT)
+    mask_QT = whole.answers.mask_QT
+    assert torch.equal(whole.answers.tokens_QT[mask_QT], small.answers.tokens_QT[mask_QT])
+    torch.testing.assert_close(whole.answers.logprobs_QT, small.answers.logprobs_QT, atol=2e-5, rtol=0)
     assert torch.equal(whole.images.tokens_BN[3:], second.images.tokens_BN)
     assert whole.answers.texts[6:] == second.answers.texts

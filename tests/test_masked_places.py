@@ -1,13 +1,13 @@
 """Logits and draws at masked tokens only give the images that logits and draws everywhere give."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch import nn
 
 from openunirl.draws import GeneratorDraws, KeyedDraws, key, uniforms, uniforms_at
-from openunirl.models.masked import MASKED, masked_counts, sample
+from openunirl.models.masked import MASKED, Estimator, masked_counts, sample
 from openunirl.models.tiny import build
 from openunirl.tasks import shapes
 from openunirl.types import ImageSampling
@@ -129,3 +129,29 @@ def test_passes_hold_no_more_than_what_differs(model, scale, texts, rows, monkey
     assert filled[0] == texts and filled[2] == (0, 0)
     assert first == (texts, block, None)
     assert later == [(rows, block, (rows, count)) for count in masked_counts(model.num_image_tokens, 3)[1:]]
+
+
+@pytest.mark.parametrize(("name", "rows"), [("full_mask", 2 + 1), ("remask", 4 + 4)])
+def test_scoring_computes_a_row_of_one_text_that_shows_the_same_once(name, rows, monkeypatch):
+    """Of two distinct prompts and no text; gradients are those of images scored one by one."""
+    model = build("tiny-showo", shapes.vocabulary(), seed=3)
+    model.net.to(torch.float64)
+    seeds_B, calls, forward = key(9, torch.arange(len(PROMPTS))), [], model.net.forward
+    rollout = model.sample_images(PROMPTS, seeds_B, ImageSampling(num_timesteps=2, guidance_scale=2.0))
+    (one,) = model.scoring_passes(rollout, Estimator(name=name), seeds_B)
+    monkeypatch.setattr(model.net, "forward", lambda ids, *a, **k: calls.append(len(ids)) or forward(ids, *a, **k))
+    together = model.score_images(rollout, one).logprobs_BN
+    assert calls == [rows]
+    together.sum().backward()
+    grads = {name: weight.grad.clone() for name, weight in model.net.named_parameters() if weight.grad is not None}
+    model.net.zero_grad()
+    for b in range(len(PROMPTS)):
+        at = slice(b, b + 1)
+        tables = {n: getattr(rollout, n)[at] for n in ("tokens_BN", "reveal_step_BN", "logprobs_BN")}
+        own = replace(one, shown_BN=one.shown_BN[at], scored_BN=one.scored_BN[at], weight_BN=one.weight_BN[at])
+        scored = model.score_images(replace(rollout, prompts=PROMPTS[at], **tables), own).logprobs_BN
+        torch.testing.assert_close(scored, together[at], atol=1e-6, rtol=0)
+        scored.sum().backward()
+    for name, weight in model.net.named_parameters():
+        if weight.grad is not None:
+            assert (weight.grad - grads[name]).norm() <= 1e-6 * grads[name].norm() + 1e-9, name

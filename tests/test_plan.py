@@ -10,9 +10,10 @@ from openunirl import rehearsal
 from openunirl.cli import DOES_NOT_FIT, main
 from openunirl.config import LoraConfig, ModelConfig, OptimConfig, RolloutConfig
 from openunirl.models.blank import SIZES, blank_model
+from openunirl.phases import ANSWERING, DRAWING, OPTIMIZER, SCORING, UPDATE, Cost, Rates, Rehearsal
 from openunirl.plan import RESERVE, Machine, changes, parse_memory, plan, share
 from openunirl.presets import PRESETS
-from openunirl.rehearsal import ANSWERING, DRAWING, OPTIMIZER, SCORING, UPDATE, Cost, Rates, Rehearsal, rehearse
+from openunirl.rehearsal import rehearse
 
 RATES = Rates(madds=1e12, bytes=1e11)
 MACHINE = Machine(gpus=1, memory=24 * 10**9, tflops=100.0, bandwidth=1.0, utilization=0.5)

@@ -69,7 +69,7 @@ class RolloutConfig:
     max_new_tokens: int = 8
     """Longest answer in tokens."""
     batch_size: int = 64
-    """Images drawn at once; changes memory and speed, not the result."""
+    """Images drawn, and questions answered, at once; changes memory and speed, not the result."""
 
     @property
     def drawing(self) -> ImageSampling:

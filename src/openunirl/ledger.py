@@ -5,8 +5,8 @@ storage counts from the operation that makes it until the last tensor, the autog
 a peak is that of torch's own allocator; what a kernel takes for itself while it runs is not in it.
 
 Whole numbers and truths that code decides by (ids, masks, lengths, which token was drawn) are real. Where a decision
-hangs on a number that is not there, one is made up: of places the second (an answer's token that does not end it), a
-number is finite, any other comparison is false, a loss is one half.
+hangs on a number that is not there, one is made up: of places the second (an answer's token that does not end it; the
+first row takes the place `first`), a number is finite, any other comparison is false, a loss is one half.
 
 Shapes: m, k, n of a product [m, k] x [k, n]: m*k*n multiply-adds.
 """
@@ -73,6 +73,7 @@ class Ledger(TorchDispatchMode):
         self.phases: dict[str, Phase] = defaultdict(Phase)
         self.phase = ""
         self.live = 0
+        self.first = 1
         self._held: dict[int, int] = {}
 
     # ------------------------------------------------------------------------------------------ tensors in it
@@ -178,7 +179,9 @@ class Ledger(TorchDispatchMode):
             if made.dtype == torch.bool:
                 return torch.full(made.shape, made.true)
             if made.below and not made.dtype.is_floating_point:  # a float: the sorted values beside their places
-                return torch.full(made.shape, min(1, made.below - 1), dtype=made.dtype)
+                chosen = torch.full(made.shape, min(1, made.below - 1), dtype=made.dtype)
+                torch.atleast_1d(chosen)[:1] = min(self.first, made.below - 1)
+                return chosen
         return self._empty(made.shape, made.stride, made.dtype)
 
 

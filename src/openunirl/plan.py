@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from openunirl.config import RunConfig
-from openunirl.rehearsal import ANSWERING, DRAWING, OPTIMIZER, UPDATE, Rates, Rehearsal, rehearse
+from openunirl.phases import ANSWERING, DRAWING, OPTIMIZER, UPDATE, Rates, Rehearsal
+from openunirl.rehearsal import rehearse
 from openunirl.run import keeps_base
 from openunirl.validate import check
 
@@ -162,7 +163,7 @@ def changes(config: RunConfig, gpus: int) -> Iterator[Change]:
             flags=f"--optim.gradient-accumulation-steps {images}",
             apply=lambda c: replace(c, optim=replace(c.optim, gradient_accumulation_steps=images)),
         )
-    if min(config.rollout.batch_size, images) > 1:
+    if min(config.rollout.batch_size, images * config.rollout.num_questions * config.rollout.num_answers) > 1:
         yield Change(
             flags="--rollout.batch-size 1", apply=lambda c: replace(c, rollout=replace(c.rollout, batch_size=1))
         )

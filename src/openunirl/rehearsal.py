@@ -21,7 +21,7 @@ import gc
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -37,6 +37,7 @@ from openunirl.models import masked, sharded
 from openunirl.models.blank import blank_model
 from openunirl.models.protocol import UnifiedModel
 from openunirl.optim import build_optimizer
+from openunirl.phases import ANSWERING, DRAWING, OPTIMIZER, SCORING, UPDATE, Cost, Rates, Rehearsal, continued
 from openunirl.rewards import score
 from openunirl.rollout import roll_out
 from openunirl.run import Run, set_up
@@ -45,59 +46,11 @@ from openunirl.tasks.worlds import WORLDS
 from openunirl.train import train_step
 from openunirl.types import AnswerRollout, ImageRollout, ImageSampling, Match, Prompt
 
-DRAWING, ANSWERING, SCORING, UPDATE, OPTIMIZER = "drawing", "answering", "scoring", "update", "optimizer"
 _TAKEN = 4  # passes of a loop
 
 
 class _EnoughError(Exception):
     """Leaves a sampler's loop."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rates:
-    """Multiply-adds and bytes a second that are reached. Example: Rates(madds=6e13, bytes=1e12)"""
-
-    madds: float
-    bytes: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cost:
-    """Of a phase: the most bytes beside those that are held throughout, multiply-adds, seconds."""
-
-    beside: int
-    madds: float
-    seconds: float
-
-    def times(self, count: float) -> Cost:
-        return replace(self, madds=self.madds * count, seconds=self.seconds * count)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rehearsal:
-    """One process's step. Bytes, except `parameters` and `trained`, which count entries. `base` is 0 where the frozen
-    base is no copy, or rests elsewhere; `largest` and `loose`: the largest unit that sharding gathers, and what is
-    gathered with the root."""
-
-    parameters: int
-    trained: int
-    weights: int
-    tokenizer: int
-    base: int
-    gradients: int
-    optimizer: int
-    largest: int
-    loose: int
-    phases: dict[str, Cost]
-
-    def held(self, phase: str) -> int:
-        """Bytes held throughout a phase; gradients are there in the update only."""
-        always = self.weights + self.tokenizer + self.base + self.optimizer
-        return always + (self.gradients if phase in (UPDATE, OPTIMIZER) else 0)
-
-    @property
-    def peak(self) -> int:
-        return max(self.held(name) + cost.beside for name, cost in self.phases.items())
 
 
 def rehearse(
@@ -183,7 +136,8 @@ class _Stage:
         held = self.ledger.live
         with self._made_up() as asked:
             roll_out(self.model, prompts, config.rollout, seed=0, step=1)
-        drawing, answering = self._draw(prompts), self._answer(*asked[0])
+        first = asked[0]
+        drawing, answering = self._draw(prompts), self._answer(*first)
         with self._made_up(), self.ledger:
             self._begin(SCORING)
             if config.reward.soft_judges:  # the judges see the whole batch at once
@@ -211,7 +165,7 @@ class _Stage:
         early = self.gradients if times > 1 else 0  # they are there while the base scores, but were not in a real step
         phases = {
             DRAWING: drawing,
-            ANSWERING: answering.times(len(asked)),
+            ANSWERING: answering.times(times * sum(len(given[1]) for given in asked) / len(first[1])),
             SCORING: self._taken(SCORING, held + early, times),
             UPDATE: self._taken(UPDATE, held + self.gradients, times),
             OPTIMIZER: self._taken(OPTIMIZER, held + self.gradients),
@@ -301,8 +255,16 @@ class _Stage:
         return self._loop_of(DRAWING, draw, sizes).times(len(every) / len(batch))
 
     def _answer(self, *asked: Any) -> Cost:
-        """All answers of a step at once. The first pass sees the images, the second the questions."""
-        return self._loop_of(ANSWERING, lambda: self.model.sample_answers(*asked), range(1 + asked[-1].max_new_tokens))
+        """Answers to the questions that are asked at once. The first pass sees the images, the second the questions.
+        Held is the most of what two cases hold: no answer ends, or one ends first and the others' cache is copied."""
+        sizes = range(1 + asked[-1].max_new_tokens)
+        cost = self._loop_of(ANSWERING, lambda: self.model.sample_answers(*asked), sizes)
+        if len(asked[1]) == 1:
+            return cost
+        self.ledger.first = cast(Any, self.model).prompting.vocab.eos
+        ended = self._loop_of(ANSWERING, lambda: self.model.sample_answers(*asked), sizes)
+        self.ledger.first = 1
+        return replace(cost, beside=max(cost.beside, ended.beside))
 
     def _loop_of(self, name: str, work: Callable[[], object], sizes: Sequence[int]) -> Cost:
         """The cost of passes of these sizes, from the first few of them."""
@@ -315,28 +277,7 @@ class _Stage:
         taken = [self._taken(f"{name} {number}", held) for number in range(min(self._passes, len(sizes)))]
         self.ledger.phases.clear()
         gc.collect()  # the frames of a loop that was left
-        return _continued(taken, sizes)
-
-
-def _continued(taken: Sequence[Cost], sizes: Sequence[int]) -> Cost:
-    """The sum of all passes, those beyond `taken` as much larger or smaller as their sizes say, by the last two."""
-    further = sizes[len(taken) :]
-    total = Cost(
-        beside=max(cost.beside for cost in taken),
-        madds=sum(cost.madds for cost in taken),
-        seconds=sum(cost.seconds for cost in taken),
-    )
-    if not further:
-        return total
-    (before, last), (smaller, reached) = taken[-2:], sizes[len(taken) - 2 : len(taken)]
-    apart = reached - smaller or 1
-    grown = sum(size - reached for size in further) / apart
-    most = max((size - reached) / apart * (last.beside - before.beside) for size in further)
-    return Cost(
-        beside=max(total.beside, last.beside + round(most)),
-        madds=total.madds + len(further) * last.madds + grown * (last.madds - before.madds),
-        seconds=total.seconds + len(further) * last.seconds + grown * (last.seconds - before.seconds),
-    )
+        return continued(taken, sizes)
 
 
 def _one_part(config: RunConfig) -> tuple[RunConfig, float]:

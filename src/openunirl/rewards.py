@@ -30,7 +30,7 @@ from openunirl.evaluation.geneval import judge_pictures
 from openunirl.evaluation.run import to_uint8
 from openunirl.models.protocol import UnifiedModel
 from openunirl.reward_functions import Values, checked, load_function, user_rewards
-from openunirl.rollout import Rollout
+from openunirl.rollout import Rollout, ask
 from openunirl.tasks.worlds import World
 from openunirl.types import AnswerSampling, ImageQuestion, Images, Targets
 from openunirl.validate import check_weights
@@ -117,7 +117,8 @@ def frozen_reward(judged: Judged) -> Values:
         keys_Q = rollout.scoring_seeds_B.repeat_interleave(per_image)
         seeds_Q = key(keys_Q, Scoring.FROZEN_JUDGE, torch.arange(per_image).repeat(len(rollout.images.prompts)))
         sampling = AnswerSampling(max_new_tokens=limits.max_new_tokens, temperature=limits.answer_temperature)
-        answers = judged.model.sample_answers(rollout.images.images, rollout.answers.questions, seeds_Q, sampling)
+        asked = rollout.answers.questions
+        answers = ask(judged.model, rollout.images.images, asked, seeds_Q, sampling, limits.batch_size)
     return judge_answers(judged.world, rollout, answers.texts).tolist()
 
 

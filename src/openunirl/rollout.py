@@ -14,11 +14,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
+from torch.nn import functional as F
 
 from openunirl.config import RolloutConfig
 from openunirl.draws import key
 from openunirl.models.protocol import UnifiedModel
-from openunirl.types import AnswerRollout, AnswerSampling, ImageQuestion, ImageRollout, ImageSampling, Prompt
+from openunirl.types import AnswerRollout, AnswerSampling, ImageQuestion, ImageRollout, Images, ImageSampling, Prompt
 
 _IMAGES, _ANSWERS, _SCORING = 1, 2, 3  # streams of a key
 
@@ -86,7 +87,7 @@ def roll_out(
         num_questions=config.num_questions,
         num_answers=config.num_answers,
         images=images,
-        answers=model.sample_answers(images.images, questions, keys_Q, sampling),
+        answers=ask(model, images.images, questions, keys_Q, sampling, config.batch_size),
         gold=tuple(gold),
         scoring_seeds_B=key(keys_B, _SCORING),
     )
@@ -104,6 +105,36 @@ def _draw(
         reveal_step_BN=torch.cat([part.reveal_step_BN for part in parts]),
         logprobs_BN=torch.cat([part.logprobs_BN for part in parts]),
         sampling=sampling,
+    )
+
+
+def ask(
+    model: UnifiedModel,
+    images: Images,
+    questions: Sequence[ImageQuestion],
+    keys_Q: torch.Tensor,
+    sampling: AnswerSampling,
+    size: int,
+) -> AnswerRollout:
+    """Answers to `size` questions at a time, each time beside the images that they are about."""
+    parts = []
+    for start in range(0, len(questions), size):
+        asked = questions[start : start + size]
+        seen = list(dict.fromkeys(one.image for one in asked))
+        own = [replace(one, image=seen.index(one.image)) for one in asked]
+        few = images.select(torch.tensor(seen)) if len(seen) < len(images) else images
+        parts.append(model.sample_answers(few, own, keys_Q[start : start + size], sampling))
+    width = max(part.tokens_QT.shape[1] for part in parts)
+
+    def joined(tables: list[torch.Tensor]) -> torch.Tensor:
+        return torch.cat([F.pad(table, (0, width - table.shape[1])) for table in tables])
+
+    return AnswerRollout(
+        questions=tuple(questions),
+        texts=tuple(text for part in parts for text in part.texts),
+        tokens_QT=joined([part.tokens_QT for part in parts]),
+        mask_QT=joined([part.mask_QT for part in parts]),
+        logprobs_QT=joined([part.logprobs_QT for part in parts]),
     )
 
 

@@ -174,7 +174,9 @@ class Images:
     def select(self, rows: torch.Tensor) -> Images:
         """The images at these places; places may repeat."""
         tables = (self.tokens_BN, self.onehots_BNV, self.pixels_BCHW)
-        tokens_BN, onehots_BNV, pixels_BCHW = (None if x is None else x.index_select(0, rows) for x in tables)
+        tokens_BN, onehots_BNV, pixels_BCHW = (
+            None if x is None else x.index_select(0, rows.to(x.device)) for x in tables
+        )
         return Images(tokens_BN=tokens_BN, onehots_BNV=onehots_BNV, pixels_BCHW=pixels_BCHW)
 
 

@@ -180,11 +180,12 @@ def test_text_logits_of_the_batch(data, model):
     count, length = prefix_BLV.shape[:2]
     ids_BL, seen_BL = left_padded(rest, model.prompting.vocab.pad)
     mask = torch.cat([torch.ones(count, 1, ids_BL.shape[1], length, dtype=torch.bool), causal_mask(seen_BL)], dim=-1)
+    cache.keep(torch.arange(count), length + ids_BL.shape[1])
     text_BLV = model.net(
         ids_BL,
         mask,
         positions_BL=length + (seen_BL.cumsum(1) - 1).clamp_min(0),
-        cache=cache.select(torch.arange(count), length + ids_BL.shape[1]),
+        cache=cache,
     )
     for b in range(count):
         got_LV = torch.cat([prefix_BLV[b], text_BLV[b][seen_BL[b]]])
@@ -221,9 +222,10 @@ def test_greedy_answers_of_the_whole_batch(data, model, name):
     with torch.no_grad():
         cache, _, rest = prefilled(data, model)
         count, width = want[f"{name}.greedy_tokens"].shape
+        cache.keep(torch.arange(count), cache.length + max(map(len, rest)) + width)
         got = decode_answers(
             model.net,
-            cache.select(torch.arange(count), cache.length + max(map(len, rest)) + width),
+            cache,
             questions=tuple(ImageQuestion(image=i, question="") for i in range(count)),
             prompt_ids=rest,
             draws=KeyedDraws(torch.zeros(count, dtype=torch.int64)),

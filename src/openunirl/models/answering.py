@@ -1,8 +1,8 @@
 """Answers, token by token: batched decoding over a shared image prefix, and scores of given answers.
 
 In: a network called as net(ids, mask, positions_BL=, cache=, select=, rows=), a cache that holds each question's
-image prefix. Out: AnswerRollout / AnswerScores. Questions of different lengths are padded on the left; pads are masked
-and positions skip them, so padding changes nothing.
+image prefix, and is used up. Out: AnswerRollout / AnswerScores. Questions of different lengths are padded on the left;
+pads are masked and positions skip them, so padding changes nothing.
 
 Shapes: Q questions, T answer tokens, L prompt positions, V rows of the vocabulary, S scored positions.
 """
@@ -68,8 +68,9 @@ def decode_answers(
         if len(going) == 0:
             break
         if len(going) < len(active):
-            active, cache = active[going], cache.select(going)
-            real_QL, positions_QL, chosen_Q = real_QL[going], positions_QL[going], chosen_Q[going]
+            cache.keep(going)
+            active, real_QL = active[going], real_QL[going]
+            positions_QL, chosen_Q = positions_QL[going], chosen_Q[going]
         ids_QL, last_Q1 = (chosen_Q + rows[0])[:, None], None
         real_QL = torch.cat([real_QL, real_QL.new_ones(len(active), 1)], dim=1)
         mask, positions_QL = real_QL[:, None, None], positions_QL[:, -1:] + 1

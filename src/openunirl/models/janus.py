@@ -161,7 +161,7 @@ class Janus(Adapter):
             select=torch.arange(1, len(rows) + 1, device=self.device)[:, None] * length - 1,
             head="image",
         )[:, 0]
-        cache = cache.select(rows_B, length + num - 1)
+        cache.keep(rows_B, length + num - 1)
         real_RL = real_RL.index_select(0, rows_B)
         count_R1 = real_RL.sum(1, keepdim=True)
         see_R11L = F.pad(real_RL, (0, num), value=True)[:, None, None]
@@ -255,11 +255,10 @@ class Janus(Adapter):
     def _answer(
         self, images: Images, questions: Sequence[ImageQuestion], draws: KeyedDraws, sampling: AnswerSampling
     ) -> AnswerRollout:
-        prompting, vocab = self.prompting, self.prompting.vocab
+        prompting = self.prompting
         prompt_ids = [prompting.question(q.question) for q in questions]
         prefix_BL, seen = self._image_prefix(images)
-        length = prefix_BL.shape[1]
-        cache = StaticCache(length)
+        cache = StaticCache(length := prefix_BL.shape[1])
         self.net(
             prefix_BL,
             causal_mask(torch.ones_like(prefix_BL[:1], dtype=torch.bool)),
@@ -269,17 +268,18 @@ class Janus(Adapter):
             rows=(0, 1),
             **seen,
         )
-        rows_Q = torch.tensor([q.image for q in questions], device=self.device)
+        rows_Q, longest = torch.tensor([q.image for q in questions], device=self.device), max(map(len, prompt_ids))
+        cache.keep(rows_Q, length + longest + sampling.max_new_tokens)
         return decode_answers(
             self._text_logits,
-            cache.select(rows_Q, length + max(map(len, prompt_ids)) + sampling.max_new_tokens),
+            cache,
             questions=tuple(questions),
             prompt_ids=prompt_ids,
             draws=draws,
             sampling=sampling,
-            rows=(0, vocab.text_size),
-            end=vocab.eos,
-            pad=vocab.pad,
+            rows=(0, prompting.vocab.text_size),
+            end=prompting.vocab.eos,
+            pad=prompting.vocab.pad,
             text=lambda ids: prompting.tokenizer.decode(ids, skip_special_tokens=True).strip(),
         )
 

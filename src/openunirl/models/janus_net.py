@@ -107,7 +107,9 @@ class JanusNet(nn.Module):
             end = pixels_start + seen_BLH.shape[1]
             parts = [parts[0][:, :pixels_start], seen_BLH, parts[0][:, end:]]
         if codes_BN is not None:
-            parts.append(self.model["generation_aligner"](self.model["generation_embeddings"](codes_BN)))
+            drawn_BNH = self.model["generation_aligner"](self.model["generation_embeddings"](codes_BN))
+            # autocast would leave codes in bfloat16 where no text stands beside them: when drawn, not when scored
+            parts.append(drawn_BNH.to(language.embed_tokens.weight.dtype))
         hidden_BLH = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         hidden_selected = run_layers(
             language.layers,

@@ -87,8 +87,7 @@ class PrefixCache:
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.layers[layer_idx][0].shape[2] if layer_idx < len(self.layers) else 0
 
-    def select(self, rows: torch.Tensor) -> PrefixCache:
-        """A cache whose row i is this one's row rows[i] (rows may repeat)."""
-        chosen = PrefixCache()
-        chosen.layers = [(k.index_select(0, rows), v.index_select(0, rows)) for k, v in self.layers]
-        return chosen
+    def keep(self, rows: torch.Tensor) -> None:
+        """From here on row i is what row rows[i] was (rows may repeat). Only one layer at a time is there twice."""
+        for layer_idx, (keys, values) in enumerate(self.layers):
+            self.layers[layer_idx] = keys.index_select(0, rows), values.index_select(0, rows)

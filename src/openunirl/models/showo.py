@@ -210,22 +210,19 @@ class Showo(Adapter):
         """Raw logits [S, V] (guided: [2S, V]) at flat places `picked_S` of partly masked images, or what a reduction
         makes of them; differentiable.
 
-        Images of one prompt that show the same (at the first step: nothing) are computed once.
+        Rows of one text (of none: all unconditional ones) that show the same (at the first step: nothing) are computed
+        once.
         """
-        guided, num = scale != 1, self.num_image_tokens
-        row_S, at_S = picked_S // num, picked_S % num
-        states = [(prompt, shown.tobytes()) for prompt, shown in zip(prompts, shown_BN.cpu().numpy(), strict=True)]
-        place = {state: i for i, state in enumerate(dict.fromkeys(states))}
-        if len(place) < len(states):
-            row_S = torch.tensor([place[state] for state in states], device=row_S.device).index_select(0, row_S)
-            first = [states.index(state) for state in place]
-            prompts, shown_BN = [prompts[b] for b in first], shown_BN[first]
-        prefix_BL, rows_B = self._prefixes(prompts, guided)
-        block_BL = self.prompting.image_block(self._image_ids(shown_BN)).repeat(2 if guided else 1, 1)
-        ids_BL = torch.cat([prefix_BL.index_select(0, rows_B), block_BL], dim=1)
-        select_S = row_S * ids_BL.shape[1] + prefix_BL.shape[1] + 1 + at_S
-        if guided:
-            select_S = torch.cat([select_S, select_S + len(prompts) * ids_BL.shape[1]])
+        num, shown = self.num_image_tokens, [one.tobytes() for one in shown_BN.cpu().numpy()]
+        wanted = [*zip(prompts, shown, strict=True)] + [("", one) for one in shown] * (scale != 1)
+        place = {row: i for i, row in enumerate(dict.fromkeys(wanted))}
+        image_R = torch.tensor([wanted.index(row) % len(shown) for row in place], device=shown_BN.device)
+        prefix_DL, text_R = self._prefixes([text for text, _ in place], guided=False)
+        block_RL = self.prompting.image_block(self._image_ids(shown_BN.index_select(0, image_R)))
+        ids_BL = torch.cat([prefix_DL.index_select(0, text_R), block_RL], dim=1)
+        row_GB = torch.tensor([place[row] for row in wanted], device=picked_S.device).view(-1, len(shown))
+        row_GS = row_GB.index_select(1, picked_S // num)
+        select_S = (row_GS * ids_BL.shape[1] + prefix_DL.shape[1] + 1 + picked_S % num).flatten()
         return self.net(
             ids_BL,
             self.prompting.t2i_mask(ids_BL),
@@ -277,9 +274,10 @@ class Showo(Adapter):
         vocab, rows_Q = self.prompting.vocab, torch.tensor([q.image for q in questions], device=self.device)
         with packed_linears(self.net):
             self.net(prefix_BL, mask, cache=cache, **soft, **self._nothing)
+            cache.keep(rows_Q, length + max(map(len, prompt_ids)) + sampling.max_new_tokens)
             return decode_answers(
                 self.net,
-                cache.select(rows_Q, length + max(map(len, prompt_ids)) + sampling.max_new_tokens),
+                cache,
                 questions=tuple(questions),
                 prompt_ids=prompt_ids,
                 draws=KeyedDraws(seeds_Q.to(self.device)),

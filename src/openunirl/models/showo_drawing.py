@@ -70,7 +70,6 @@ class DrawingPasses:
 
     @cached_property
     def _own(self) -> PrefixCache:
-        """The prefix of each row."""
-        own = self.texts.select(self.rows_R)
-        own.frozen = True
-        return own
+        """The prefix of each row; the distinct ones are not asked again."""
+        self.texts.keep(self.rows_R)
+        return self.texts

@@ -4,7 +4,7 @@ In: new keys and values, layer by layer. Out: views of all keys and values so fa
 sequence grows and no unfilled position is ever attended to.
 
 Departures from transformers' StaticCache: 1. it returns the filled part, not the whole storage behind a mask;
-2. `select` copies rows into storage of another length, which is how several images take over one prompt's prefix.
+2. `keep` copies rows into storage of another length, which is how several images take over one prompt's prefix.
 
 Shapes: B rows, L positions; tensors are [B, heads, L, head_dim].
 """
@@ -46,14 +46,19 @@ class StaticCache(PrefixCache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.filled[layer_idx] if layer_idx < len(self.filled) else 0
 
-    def select(self, rows: torch.Tensor, length: int | None = None) -> StaticCache:
-        """A cache with room for `length` positions whose row i is this one's row rows[i] (rows may repeat)."""
-        chosen = StaticCache(self.length if length is None else length)
-        for layer_idx, ((keys, values), filled) in enumerate(zip(self.layers, self.filled, strict=True)):
-            chosen.update(
-                keys[:, :, :filled].index_select(0, rows), values[:, :, :filled].index_select(0, rows), layer_idx
-            )
-        return chosen
+    def keep(self, rows: torch.Tensor, length: int | None = None) -> None:
+        """The same, with room for `length` positions from here on."""
+        self.length = length or self.length
+
+        def kept(old: torch.Tensor, filled: int) -> torch.Tensor:
+            chosen = old[:, :, :filled].index_select(0, rows)
+            room = self._room(chosen)
+            room[:, :, :filled] = chosen
+            return room
+
+        for layer_idx, filled in enumerate(self.filled):
+            keys, values = self.layers[layer_idx]
+            self.layers[layer_idx] = kept(keys, filled), kept(values, filled)
 
     def _room(self, like: torch.Tensor) -> torch.Tensor:
         rows, heads, _, head_dim = like.shape
