@@ -5,22 +5,22 @@
 
 Every question has its own image. The plain decoding, below, is what a paper's code does: one answer at a time, the
 whole sequence anew for every token, all logits of the vocabulary (58,498; Janus: 102,400) at all positions. It answers
-the first `--plain-answers` questions (it is slow), and times are per answer. transformers' generate, text mode, has all
-questions in one batch with its own cache. All are greedy over text ids and must give the same answers: the script ends
-where they do not. Ours packs its weights (openunirl.models.packed_linear); "ours, not packed" is the same decoding with
-that switched off. Janus sees pixels, decoded before the clock starts; its small vision tower is no part of the floor.
+the first `--plain-answers` questions (it is slow), and times are per answer, all of one length. transformers' generate,
+text mode, has all questions in one batch with its own cache. All are greedy over text ids and must give the same
+answers: the script ends where they do not. Ours packs its weights (openunirl.models.packed_linear); "ours, not packed"
+is the same decoding with that switched off. Janus sees pixels, decoded before the clock starts; its small vision tower
+is no part of the floor.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 import midsize
-from floor import Pass, Product, Replay, steps
+from floor import Pass, Product, Replay, causal, steps
 from janus_sampling import theirs_of
 from openunirl.draws import key
 from openunirl.models.autoregressive import causal_mask, left_padded
@@ -95,12 +95,13 @@ def floor_passes(model: Model, asked: list[str], drawn: list[int]) -> list[Pass]
     """Every image and question once, then one position a token; text logits where a token is drawn. Of the last layer
     keys and values only, where no token is drawn."""
     count, decoder, prefix = len(asked), midsize.decoder(model), midsize.image_prefix(model)
-    mean = math.ceil(sum(len(model.prompting.question(q)) for q in asked) / count)
+    seen = prefix if isinstance(model, Showo) else causal(prefix)
+    mean = sum(len(model.prompting.question(q)) for q in asked) // count
     head = Product(m=count, k=midsize.HIDDEN, n=model.prompting.vocab.text_size)
     later = round(sum(drawn) / count) - 1
     return [
-        Pass(name="images", products=decoder.products(count, prefix, prefix, read=0)),
-        Pass(name="questions", products=(*decoder.products(count, mean, prefix + mean, read=1), head)),
+        Pass(name="images", products=decoder.products(count, prefix, seen, read=0)),
+        Pass(name="questions", products=(*decoder.products(count, mean, prefix + causal(mean), read=1), head)),
         *(steps(decoder, count, prefix + mean + 1, later, (head,), parts=2) if later > 0 else []),
     ]
 
@@ -140,6 +141,11 @@ def main() -> None:
         equal = [a == b for a, b in zip(answers["ours"], got, strict=False)]
         print(f"answers equal to ours, {name}: {sum(equal)} of {len(equal)}")
         assert equal and all(equal), f"{name} answers otherwise: {got} where ours are {answers['ours']}"
+    lengths = {len(ids) for ids in answers["ours"]}
+    assert args.plain_answers >= count or len(lengths) == 1, (
+        f"answers of {sorted(lengths)} tokens: times per answer of some and of all compare nothing; take another "
+        f"--seed, or --plain-answers {count}"
+    )
     replay = Replay(floor_passes(model, asked, [len(ids) for ids in answers["ours"]]), repeats=1)
     taken = take_turns(tasks | {"floor": replay.measure}, 2 if args.short else args.repeats, model.device)
     report(taken, replay, per={name: len(answers.get(name, asked)) for name in taken})

@@ -11,13 +11,14 @@ is what a training run does.
 from __future__ import annotations
 
 import math
+import statistics
 from typing import Any
 
 import torch
 from transformers import JanusForConditionalGeneration
 
 import midsize
-from floor import Pass, Product, Replay, steps
+from floor import Pass, Product, Replay, causal, steps
 from openunirl.draws import GeneratorDraws, key
 from openunirl.models.autoregressive import left_padded
 from openunirl.models.janus import Janus
@@ -51,11 +52,12 @@ def floor_passes(model: Janus, prompts: list[str], guided: bool) -> list[Pass]:
     rows, width, codes = len(prompts) * (1 + guided), midsize.HIDDEN, midsize.JANUS_CODES
     before: tuple[Product, ...] = (Product(m=rows, k=8, n=width), Product(m=rows, k=width, n=width))
     head = (Product(m=rows, k=width, n=width), Product(m=rows, k=width, n=codes))
-    prefill = decoder.products(len(lengths), math.ceil(sum(lengths) / len(lengths)), max(lengths), read=1)
+    mean = math.floor(statistics.mean(lengths))
+    prefill = decoder.products(len(lengths), mean, causal(mean), read=1)
     first = tuple(Product(m=len(lengths), k=p.k, n=p.n) for p in head)
     return [
         Pass(name="prompts", products=prefill + first),
-        *steps(decoder, rows, max(lengths) + 1, model.num_image_tokens - 1, before + head, parts=3),
+        *steps(decoder, rows, mean + 1, model.num_image_tokens - 1, before + head, parts=3),
     ]
 
 

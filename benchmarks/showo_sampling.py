@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 
 import midsize
-from floor import Pass, Product, Replay
+from floor import Pass, Product, Replay, causal
 from openunirl.draws import KeyedDraws, key
 from openunirl.models import masked
 from openunirl.models.masked import MASKED
@@ -68,7 +68,7 @@ def floor_passes(model: Showo, prompts: list[str], rollout: ImageRollout) -> lis
     )
     block, seen = num + 2, mean + num + 2
     passes = [
-        Pass(name="texts", products=decoder.products(len(lengths), mean, mean, read=0)),
+        Pass(name="texts", products=decoder.products(len(lengths), mean, causal(mean), read=0)),
         Pass(name="first step", products=(*decoder.products(len(lengths), block, seen, read=num), first)),
         Pass(name="later step", products=(*decoder.products(rows, block, seen, read=still), head), times=later),
     ]
