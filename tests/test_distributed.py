@@ -255,6 +255,18 @@ def test_what_two_processes_held_one_goes_on_with(tmp_path):
     }
 
 
+def test_a_process_that_kept_nothing_trains_with_one_that_did(tmp_path):
+    code = "import os\n\ndef right(prompts, **_):\n    return [float(os.environ['RANK'] == '0')] * len(prompts)\n"
+    (tmp_path / "mine.py").write_text(code)
+    sft = ["--loss.method", "sft", "--loss.no-end-to-end", "--loss.answer-coef", "0", "--loss.beta", "0"]
+    sft += ["--loss.replay-steps", "1", "--loss.num-iterations", "2", "--reward.sources", "mine:right"]
+    sft += ["--reward.kind", "answer", "--rollout.num-prompts", "1"]
+    for status, told in finished(tmp_path, bundled("tiny-showo"), tmp_path / "run", 2, *sft):
+        assert status == 0, told
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["sft/kept_share"] for line in lines] == [0.5, 0.5] and all(line["grad_norm"] > 0 for line in lines)
+
+
 def test_a_reward_that_fails_on_one_process_ends_all(tmp_path):
     weights = tmp_path / "model"
     build("tiny-showo", shapes.vocabulary(), seed=9).save(weights)

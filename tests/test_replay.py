@@ -71,11 +71,11 @@ def seen(batches):
 
 
 def test_it_collects_first_and_then_draws_from_the_last_steps():
-    held, stats = replay(), Stats()
-    assert held.batches(own(1, [1, 0, 0, 1]), 1, stats) == []
-    second = held.batches(own(2, [0, 1, 0, 0]), 2, stats)
+    held = replay()
+    assert held.batches(own(1, [1, 0, 0, 1]), 1) == []
+    second = held.batches(own(2, [0, 1, 0, 0]), 2)
     assert seen(second) == [[10, 13, 21]] * 2  # all three that were kept, in either of two updates
-    third = held.batches(own(3, [1, 1, 1, 1]), 3, stats)
+    third = held.batches(own(3, [1, 1, 1, 1]), 3)
     assert len(third) == 2 and all(batch.updates == 1 for batch in third)
     for batch, numbers in zip(third, seen(third), strict=True):
         assert len(set(numbers)) == 3 and set(numbers) <= {21, 30, 31, 32, 33}  # step 1 is too old
@@ -85,33 +85,34 @@ def test_it_collects_first_and_then_draws_from_the_last_steps():
             assert prompt is PROMPTS[4 * (number // 10 - 1) + number % 10]
         assert rollout.images.prompts == tuple(prompt.prompt for prompt in rollout.prompts)
     assert not torch.equal(third[0].rollout.scoring_seeds_B, third[1].rollout.scoring_seeds_B)
-    assert stats.means() == {"sft/kept_share": 7 / 12}
 
 
 def test_every_image_is_as_likely_as_any_other():
-    held, stats = replay(replay_steps=1, num_iterations=1), Stats()
+    held = replay(replay_steps=1, num_iterations=1)
     counts = torch.zeros(4)
     held.per_step = 0  # every step has the same four prompts
     for step in range(1, 3001):
-        batch, _ = held.batches(own(1, [1, 1, 1, 1]), step, stats)
+        batch, _ = held.batches(own(1, [1, 1, 1, 1]), step)
         counts[batch.rollout.images.tokens_BN[:, 0] % 10] += 1
     assert (counts / 3000 - 0.75).abs().max() < 0.04  # 5 standard errors
 
 
 def test_without_it_a_step_learns_from_its_own_images():
     batch = own(1, [1, 0, 0, 0])
-    assert replay(replay_steps=0).batches(batch, 1, Stats()) == [batch]
+    assert replay(replay_steps=0).batches(batch, 1) == [batch]
 
 
 def test_a_process_that_holds_none_takes_part_with_advantages_of_0():
-    held = replay(replay_steps=1)
+    """In as many batches of as many updates as the others: each batch sums totals over all processes."""
     batch = own(1, [0, 0, 0, 0])
-    assert held.batches(batch, 1, Stats()) == [batch]
+    none, some = (replay(replay_steps=1).batches(own(1, kept), 1) for kept in ([0] * 4, [0, 1, 0, 0]))
+    assert [one.updates for one in none] == [one.updates for one in some] == [1, 1]
+    assert all(torch.equal(one.advantages_B, batch.advantages_B) for one in none)
 
 
 def test_processes_share_what_all_of_them_held():
     held = replay()
-    held.batches(own(1, [1, 1, 1, 0]), 1, Stats())
+    held.batches(own(1, [1, 1, 1, 0]), 1)
     shares = []
     for rank in range(2):
         other = replay()
@@ -130,7 +131,7 @@ def test_a_replayed_batch_has_the_loss_of_its_images(family):
     run = dataclasses.replace(
         config(replay_steps=1, replay_size=4, num_iterations=1, estimator="full_mask"), rollout=rollout_config
     )
-    (again,) = Replay(config=run, prompts=PROMPTS, per_step=4).batches(first, 1, Stats())
+    (again,) = Replay(config=run, prompts=PROMPTS, per_step=4).batches(first, 1)
     assert again is not first
     found = []
     for batch in (first, again):

@@ -100,7 +100,6 @@ def grpo_end_to_end(model: UnifiedModel, chunk: Experience, terms: Terms) -> Ite
 
 
 def sft(model: UnifiedModel, chunk: Experience, terms: Terms) -> Iterator[torch.Tensor]:
-    _count_kept(chunk, terms)
     chunk = counted(chunk, terms.config)
     for k in range(len(chunk.passes)):
         yield terms.config.image_coef * _kept_images(chunk, k, _score(model, chunk, k, terms), terms)
@@ -116,6 +115,12 @@ def sft_end_to_end(model: UnifiedModel, chunk: Experience, terms: Terms) -> Iter
     for k in range(len(chunk.passes)):
         scores = _score(model, chunk, k, terms, chunk.relaxation(k))
         yield terms.config.image_coef * _replayed(chunk, k, scores, y_BNV.grad, terms)
+
+
+def count_kept(advantages_B: torch.Tensor, config: LossConfig, stats: Stats) -> None:
+    """Once a step: the share of its images that are to be imitated, where the objective imitates any."""
+    if LOSSES[config.method, config.end_to_end] is sft:
+        stats.add("sft/kept_share", (advantages_B > 0).float(), torch.ones_like(advantages_B))
 
 
 Objective = Callable[[UnifiedModel, Experience, Terms], Iterator[torch.Tensor]]
@@ -213,13 +218,6 @@ def _kept_images(chunk: Experience, k: int, scores: ImageScores, terms: Terms) -
     terms.stats.add("image/nll", -scores.logprobs_BN, kept_BN)
     terms.stats.add("image/entropy", scores.entropy_BN, kept_BN)
     return sample_mean(-scores.logprobs_BN, kept_BN, _lengths(weight_BN), terms.image_totals)
-
-
-def _count_kept(chunk: Experience, terms: Terms) -> None:
-    if not chunk.rollout.num_questions:
-        return  # replayed: all of them were kept
-    right_B = (chunk.advantages_B > 0).float()
-    terms.stats.add("sft/kept_share", right_B, torch.ones_like(right_B))
 
 
 def _gold_answers(model: UnifiedModel, chunk: Experience, images: Images, terms: Terms) -> torch.Tensor:

@@ -13,13 +13,12 @@ Shapes: B images, N tokens, R images held.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from openunirl.config import RunConfig
 from openunirl.draws import key
-from openunirl.losses import Stats
 from openunirl.rollout import Rollout
 from openunirl.types import AnswerRollout, ImageRollout, Prompt
 
@@ -51,18 +50,18 @@ class Replay:
     held: dict[str, torch.Tensor] = field(default_factory=dict)
     """step_R, prompt_R (its place in `prompts`), tokens_RN and reveal_step_RN; int32."""
 
-    def batches(self, own: Batch, step: int, stats: Stats) -> list[Batch]:
-        """What the updates of this step learn from; nothing while images are collected. Where a process holds none, its
-        own images take part in the others' updates with advantages of 0."""
+    def batches(self, own: Batch, step: int) -> list[Batch]:
+        """What the updates of this step learn from; nothing while images are collected. A process that holds none gives
+        as many batches of its own images, whose advantages are then 0: processes sum their totals batch by batch."""
         wanted = self.config.loss.replay_steps
         if not wanted:
             return [own]
         self._hold(own, step)
-        kept_B = (own.advantages_B > 0).float()
-        stats.add("sft/kept_share", kept_B, torch.ones_like(kept_B))
         if step < wanted:
             return []
-        return [self._drawn(own.rollout.images, step, i) for i in range(own.updates)] if len(self) else [own]
+        if not len(self):
+            return [replace(own, updates=1)] * own.updates
+        return [self._drawn(own.rollout.images, step, i) for i in range(own.updates)]
 
     def __len__(self) -> int:
         return len(self.held.get("step_R", ()))

@@ -20,7 +20,7 @@ from openunirl.config import RunConfig
 from openunirl.experience import gather_experience
 from openunirl.guards import StepGuard
 from openunirl.losses import Stats, Totals
-from openunirl.objectives import Terms, loss_parts
+from openunirl.objectives import Terms, count_kept, loss_parts
 from openunirl.relaxation import tau_at
 from openunirl.replay import Batch
 from openunirl.rewards import score, shuffled
@@ -69,9 +69,10 @@ def train_step(run: Run, prompts: list[Prompt], step: int) -> dict[str, float]:
         rollout=rollout, advantages_B=advantages_B, advantages_Q=advantages_Q, updates=config.loss.num_iterations
     )
     stats = Stats()
+    count_kept(advantages_B, config.loss, stats)
     learned = [
         one
-        for batch in run.replay.batches(own, step, stats)
+        for batch in run.replay.batches(own, step)
         for one in learn(run, batch, step, stats, targets=rewards.targets)
     ]
     size = config.loss.image_coef * advantages_B.abs().mean() + config.loss.answer_coef * advantages_Q.abs().mean()
