@@ -28,11 +28,20 @@ ROWS = [
     for family in ("showo", "janus")
     for method in ("grpo", "sft")
     for how in ("plain", "checkpointing", "lora", "lora+checkpointing")
-]
+] + [("showo", "grpo", "bf16"), ("janus", "grpo", "bf16")]
 
 
 def config_of(method: Any, how: str, images: int):
-    from openunirl.config import LoraConfig, LossConfig, ModelConfig, OptimConfig, RolloutConfig, RunConfig, TrainConfig
+    from openunirl.config import (
+        EvalConfig,
+        LoraConfig,
+        LossConfig,
+        ModelConfig,
+        OptimConfig,
+        RolloutConfig,
+        RunConfig,
+        TrainConfig,
+    )  # fmt: skip
     from openunirl.types import ImageSampling
 
     grpo = method == "grpo"
@@ -50,7 +59,13 @@ def config_of(method: Any, how: str, images: int):
         ),
         lora=LoraConfig(rank=16 if "lora" in how else 0),
         optim=OptimConfig(gradient_accumulation_steps=2),
-        train=TrainConfig(max_steps=1, gradient_checkpointing="checkpointing" in how, report_to=()),
+        train=TrainConfig(
+            max_steps=1,
+            gradient_checkpointing="checkpointing" in how,
+            mixed_precision="bf16" if how == "bf16" else "no",
+            report_to=(),
+        ),
+        eval=EvalConfig(num_prompts=0),  # one step is measured, and no evaluation
     )
 
 

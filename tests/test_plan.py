@@ -8,12 +8,22 @@ from torch import nn
 
 from openunirl import rehearsal
 from openunirl.cli import DOES_NOT_FIT, main
-from openunirl.config import LoraConfig, ModelConfig, OptimConfig, RolloutConfig
+from openunirl.config import (
+    EvalConfig,
+    LoraConfig,
+    ModelConfig,
+    OptimConfig,
+    PhotosConfig,
+    RewardConfig,
+    RolloutConfig,
+    TrainConfig,
+)
 from openunirl.models.blank import SIZES, blank_model
-from openunirl.phases import ANSWERING, DRAWING, OPTIMIZER, SCORING, UPDATE, Cost, Rates, Rehearsal
+from openunirl.phases import ANSWERING, DRAWING, EVALUATING, OPTIMIZER, SCORING, UPDATE, Cost, Rates, Rehearsal
 from openunirl.plan import RESERVE, Machine, changes, parse_memory, plan, share
 from openunirl.presets import PRESETS
 from openunirl.rehearsal import rehearse
+from openunirl.run_world import evaluates, loads_detector
 
 RATES = Rates(madds=1e12, bytes=1e11)
 MACHINE = Machine(gpus=1, memory=24 * 10**9, tflops=100.0, bandwidth=1.0, utilization=0.5)
@@ -71,7 +81,10 @@ def test_every_preset_is_rehearsed_without_weights_and_network(name, offline):
     config = PRESETS[name]
     few = replace(config.rollout, num_prompts=1, num_generations=2, max_new_tokens=4)
     found = rehearse(replace(config, rollout=few, optim=replace(config.optim, gradient_accumulation_steps=2)), RATES)
-    assert set(found.phases) == {DRAWING, ANSWERING, SCORING, UPDATE, OPTIMIZER}
+    assert set(found.phases) == {DRAWING, ANSWERING, SCORING, UPDATE, OPTIMIZER, EVALUATING}
+    assert found.phases[EVALUATING].beside > found.phases[ANSWERING].beside  # of more images
+    assert found.phases[EVALUATING].madds > found.phases[DRAWING].madds
+    assert found.detector == (rehearsal.DETECTOR if config.world == "geneval" else 0)
     assert found.optimizer == pytest.approx(2 * found.gradients, rel=0.35)  # two moments of all that is trained
     assert found.phases[DRAWING].madds > 0 and found.phases[UPDATE].madds > 0 and found.phases[UPDATE].beside > 0
 
@@ -115,6 +128,29 @@ def test_one_gpu_holds_all():
     assert own.peaks[UPDATE] == (4 + 1 + 4 + 8 + 4 + 2) * GB
     assert own.peaks[DRAWING] == (4 + 1 + 4 + 8 + 2) * GB
     assert own.peak == own.peaks[UPDATE] + RESERVE
+
+
+def test_every_gpu_holds_a_detector_where_a_run_loads_one():
+    found = replace(FOUND, detector=2 * GB, phases={**FOUND.phases, EVALUATING: FOUND.phases[DRAWING]})
+    for gpus, sharded in ((1, False), (4, True)):
+        own, without = share(found, gpus, sharded), share(FOUND, gpus, sharded)
+        assert own.rows["detector"] == 2 * GB and own.peaks[UPDATE] == without.peaks[UPDATE] + 2 * GB
+        assert own.peaks[EVALUATING] == own.peaks[DRAWING]
+    geneval, never = PRESETS["showo-512-grpo"], EvalConfig(num_prompts=0)
+    alone = replace(geneval, eval=never, train=TrainConfig(eval_steps=0))
+    blind = replace(geneval, photos=PhotosConfig(detector_weights=None))
+    rewarded = replace(alone, reward=RewardConfig(sources=("self", "detector")))
+    assert [loads_detector(c) for c in (geneval, alone, blind, rewarded)] == [True, False, False, True]
+    assert [evaluates(c) for c in (geneval, alone, blind, rewarded)] == [True, False, False, False]
+    assert evaluates(PRESETS["tiny-showo-grpo"]) and not loads_detector(PRESETS["tiny-showo-grpo"])
+
+
+def test_a_frozen_judge_that_rests_elsewhere_visits_while_it_answers():
+    config = small()
+    judged = replace(config, reward=RewardConfig(sources=("frozen",)))
+    probable = replace(config, reward=RewardConfig(sources=("frozen",), kind="probability"))
+    beside = [rehearsal._visiting(FOUND, c).phases[ANSWERING].beside for c in (config, judged, probable)]
+    assert beside == [2 * GB, 6 * GB, 2 * GB]
 
 
 def test_several_gpus_hold_copies_or_shares():

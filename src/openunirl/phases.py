@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 DRAWING, ANSWERING, SCORING, UPDATE, OPTIMIZER = "drawing", "answering", "scoring", "update", "optimizer"
+EVALUATING = "evaluating"
+"""No phase of a step: its work is that of a whole evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +36,8 @@ class Cost:
 @dataclass(frozen=True, kw_only=True)
 class Rehearsal:
     """One process's step. Bytes, except `parameters` and `trained`, which count entries. `base` is 0 where the frozen
-    base is no copy, or rests elsewhere; `largest` and `loose`: the largest unit that sharding gathers, and what is
-    gathered with the root."""
+    base is no copy, or rests elsewhere, `detector` where the run loads none. `largest` and `loose`: the largest unit
+    that sharding gathers, and what is gathered with the root."""
 
     parameters: int
     trained: int
@@ -47,10 +49,11 @@ class Rehearsal:
     largest: int
     loose: int
     phases: dict[str, Cost]
+    detector: int = 0
 
     def held(self, phase: str) -> int:
         """Bytes held throughout a phase; gradients are there in the update only."""
-        always = self.weights + self.tokenizer + self.base + self.optimizer
+        always = self.weights + self.tokenizer + self.base + self.optimizer + self.detector
         return always + (self.gradients if phase in (UPDATE, OPTIMIZER) else 0)
 
     @property

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from openunirl.config import RunConfig
-from openunirl.phases import ANSWERING, DRAWING, OPTIMIZER, UPDATE, Rates, Rehearsal
+from openunirl.phases import ANSWERING, DRAWING, EVALUATING, OPTIMIZER, UPDATE, Rates, Rehearsal
 from openunirl.rehearsal import rehearse
 from openunirl.run import keeps_base
 from openunirl.validate import check
@@ -79,6 +79,7 @@ def share(found: Rehearsal, gpus: int, sharded: bool) -> Share:
         "image tokenizer": found.tokenizer,
         "frozen base": found.base // parts,
         "optimizer": found.optimizer // parts,
+        "detector": found.detector,
         "gradients (update)": found.gradients // parts,
     }
     held = sum(rows.values()) - rows["gradients (update)"]
@@ -86,7 +87,8 @@ def share(found: Rehearsal, gpus: int, sharded: bool) -> Share:
     for name, cost in found.phases.items():
         beside = cost.beside
         if parts > 1:
-            whole = found.weights if name in (DRAWING, ANSWERING) else found.loose + GATHERED * found.largest
+            samples = name in (DRAWING, ANSWERING, EVALUATING)
+            whole = found.weights if samples else found.loose + GATHERED * found.largest
             beside = cost.beside // parts if name == OPTIMIZER else cost.beside + whole
         peaks[name] = held + beside + (rows["gradients (update)"] if name in (UPDATE, OPTIMIZER) else 0)
     return Share(rows=rows, peaks=peaks)
@@ -129,11 +131,13 @@ def _table(config: RunConfig, found: Rehearsal, own: Share, machine: Machine) ->
         beside, peak = gigabytes(cost.beside), gigabytes(own.peaks[name])
         yield f"  {name:<10} {beside:>20} {peak:>12} {cost.madds / 1e12:>12,.2f} T {cost.seconds:>9,.2f}"
     yield ""
-    seconds = sum(cost.seconds for cost in found.phases.values())
+    seconds = sum(cost.seconds for name, cost in found.phases.items() if name != EVALUATING)
     yield (
         f"step: {seconds:,.2f} s, if {machine.utilization:.0%} of {machine.tflops:g} TFLOP/s and of "
         f"{machine.bandwidth:g} TB/s are reached"
     )
+    if EVALUATING in found.phases:
+        yield "evaluating: the work of one whole evaluation, without the detector's; no part of the step"
     worst = max(own.peaks, key=own.peaks.__getitem__)
     fits = "fits" if own.peak <= machine.memory else "does not fit"
     yield (

@@ -10,7 +10,9 @@ pass and what it holds grow evenly with its number or, in a masked sampler, with
 2. sampled images and answers are made up for what follows, answers as long as they may be, and all judged right, so
 that SFT keeps every image; 3. of several parts of a batch one is taken, with the gradients of an earlier one there;
 4. sources of reward other than the model itself are left out, and so is torch.compile; 5. matrices are not packed for a
-CPU (packed_linear.py), and the attention kernel is the CPU's.
+CPU (packed_linear.py), and the attention kernel is the CPU's; 6. of a detector and its colour classifier the weights
+count, by their published sizes, and nothing of what they do; 7. an evaluation's reference pictures are left out, of
+which a batch takes no more memory than one of its own.
 
 Shapes: B images, N image tokens, Q answers, T answer tokens.
 """
@@ -37,16 +39,29 @@ from openunirl.models import masked, sharded
 from openunirl.models.blank import blank_model
 from openunirl.models.protocol import UnifiedModel
 from openunirl.optim import build_optimizer
-from openunirl.phases import ANSWERING, DRAWING, OPTIMIZER, SCORING, UPDATE, Cost, Rates, Rehearsal, continued
+from openunirl.phases import (
+    ANSWERING,
+    DRAWING,
+    EVALUATING,
+    OPTIMIZER,
+    SCORING,
+    UPDATE,
+    Cost,
+    Rates,
+    Rehearsal,
+    continued,
+)
 from openunirl.rewards import score
 from openunirl.rollout import roll_out
 from openunirl.run import Run, set_up
-from openunirl.run_world import prompts_of_run
-from openunirl.tasks.worlds import WORLDS
+from openunirl.run_world import evaluates, loads_detector, prompts_of_run
+from openunirl.tasks.worlds import WORLDS, World
 from openunirl.train import train_step
-from openunirl.types import AnswerRollout, ImageRollout, ImageSampling, Match, Prompt
+from openunirl.types import AnswerRollout, AnswerSampling, ImageQuestion, ImageRollout, ImageSampling, Match
 
 _TAKEN = 4  # passes of a loop
+DETECTOR = 4 * (68_741_083 + 427_616_513)
+"""Bytes of Mask2Former with Swin-S and of CLIP ViT-L/14, both in float32."""
 
 
 class _EnoughError(Exception):
@@ -59,6 +74,7 @@ def rehearse(
     """`blank` makes the model without numbers, by default that of `config`; `fused`: the optimizer treats all weights
     at once, as torch does on a GPU and not on a CPU."""
     precision = {"auto": "bf16"}.get(config.train.mixed_precision, config.train.mixed_precision)
+    detector = DETECTOR if loads_detector(config) else 0
     config, resting = _rehearsable(config), config.train.reference == "cpu"
     model = blank() if blank else blank_model(config.model)
     with torch.device("meta"):
@@ -66,12 +82,13 @@ def rehearse(
     gc.collect()
     with Processes.rehearsing(precision) as processes:
         found = _Stage(config, rates, model, processes, fused).play()
-    return _visiting(found, config) if resting else found
+    return replace(_visiting(found, config) if resting else found, detector=detector)
 
 
 def _visiting(found: Rehearsal, config: RunConfig) -> Rehearsal:
     """The base rests on the CPU, and is beside what is held in phases that ask it."""
-    asked = {SCORING} | ({DRAWING} if config.rollout.drawn_by == "base" else set())
+    asked = {SCORING, EVALUATING} | ({DRAWING} if config.rollout.drawn_by == "base" else set())
+    asked |= {ANSWERING} if "frozen" in config.reward.sources and config.reward.kind == "answer" else set()
     phases = {
         name: replace(cost, beside=cost.beside + found.base) if name in asked else cost
         for name, cost in found.phases.items()
@@ -118,6 +135,8 @@ class _Stage:
             return made
 
         plain: Any = model
+        if fused:  # on a GPU pictures are not decoded few at a time
+            plain.decode_few = lambda decode, tokens_BN, _: decode(tokens_BN)
         plain.to = lambda _: model  # its weights are where they belong
         with self.ledger:
             self.optimizer = processes.prepare(model, build)
@@ -137,7 +156,10 @@ class _Stage:
         with self._made_up() as asked:
             roll_out(self.model, prompts, config.rollout, seed=0, step=1)
         first = asked[0]
-        drawing, answering = self._draw(prompts), self._answer(*first)
+        rollout = config.rollout
+        every = [prompt.prompt for prompt in prompts for _ in range(rollout.num_generations)]
+        drawing, answering = self._draw(DRAWING, every, rollout.drawing, rollout.batch_size), self._answer(*first)
+        evaluating = {EVALUATING: self._evaluate(world)} if evaluates(config) else {}
         with self._made_up(), self.ledger:
             self._begin(SCORING)
             if config.reward.soft_judges:  # the judges see the whole batch at once
@@ -169,6 +191,7 @@ class _Stage:
             SCORING: self._taken(SCORING, held + early, times),
             UPDATE: self._taken(UPDATE, held + self.gradients, times),
             OPTIMIZER: self._taken(OPTIMIZER, held + self.gradients),
+            **evaluating,
         }
         phases[SCORING] = replace(phases[SCORING], beside=max(phases[SCORING].beside, judged))
         largest, loose = self.units
@@ -237,22 +260,44 @@ class _Stage:
 
     # -------------------------------------------------------------------------------------------------- loops
 
-    def _draw(self, prompts: Sequence[Prompt]) -> Cost:
-        """All images of a step, in batches as rollout.py makes them."""
-        rollout = self.config.rollout
-        every = [prompt.prompt for prompt in prompts for _ in range(rollout.num_generations)]
-        batch = every[: rollout.batch_size]
-        seeds_B, sampling = key(0, torch.arange(len(batch))), rollout.drawing
+    def _evaluate(self, world: World) -> Cost:
+        """As evaluation/run.py does it, batch by batch: images, their pictures, a greedy answer on each."""
+        look, model = self.config.eval, self.model
+        prompts = world.evaluation_prompts(look.split, look.num_prompts or look.during_prompts, 0)
+        every = [prompt for prompt in prompts for _ in range(look.num_images)]
+        batch = every[: look.batch_size]
+        drawing = self._draw(EVALUATING, [prompt.prompt for prompt in every], look.sampling, look.batch_size)
+        seeds_B, held = key(0, torch.arange(len(batch))), self.ledger.live
+        images = _made_up_images(model, [prompt.prompt for prompt in batch], seeds_B, look.sampling).images
+        with self.ledger:
+            self.ledger.phase = EVALUATING
+            model.decode(images)
+        decoding = self._taken(EVALUATING, held)
+        questions = [ImageQuestion(image=b, question=one.questions[0].question) for b, one in enumerate(batch)]
+        answering = self._answer(images, questions, seeds_B, AnswerSampling(max_new_tokens=look.max_new_tokens))
+        times = len(every) / len(batch)
+        parts = (drawing, decoding.times(times), answering.times(times))
+        return Cost(
+            beside=max(part.beside for part in parts),
+            madds=sum(part.madds for part in parts),
+            seconds=sum(part.seconds for part in parts),
+        )
+
+    def _draw(self, name: str, every: Sequence[str], sampling: ImageSampling, size: int) -> Cost:
+        """All of these images, `size` at a time as rollout.py and evaluation/run.py make them."""
+        batch = every[:size]
+        seeds_B = key(0, torch.arange(len(batch)))
         # in turn: the first pass over prompts also gives the first token of all
         num = self.model.num_image_tokens
         in_turn, counts = self.model.draws_tokens_in_turn, masked.masked_counts(num, sampling.num_timesteps)
         sizes = range(num) if in_turn else [0, *counts]
 
         def draw() -> None:
-            with self.model.reference() if rollout.drawn_by == "base" else nullcontext():
+            base = name == DRAWING and self.config.rollout.drawn_by == "base"
+            with self.model.reference() if base else nullcontext():
                 self.model.sample_images(batch, seeds_B, sampling)
 
-        return self._loop_of(DRAWING, draw, sizes).times(len(every) / len(batch))
+        return self._loop_of(name, draw, sizes).times(len(every) / len(batch))
 
     def _answer(self, *asked: Any) -> Cost:
         """Answers to the questions that are asked at once. The first pass sees the images, the second the questions.

@@ -23,7 +23,7 @@ def open_world(config: RunConfig, device: torch.device) -> World:
     """The world; photographs' judge is on `device`. Errors: ValueError, naming the flags, for a detector, a colour
     classifier or references that cannot be read."""
     world, photos = WORLDS[config.world](), config.photos
-    if world.judge is not None or photos.detector_weights is None or not _is_judged(config):
+    if not loads_detector(config):
         return world
     from openunirl.evaluation.photo_world import with_detector
 
@@ -41,8 +41,16 @@ def open_world(config: RunConfig, device: torch.device) -> World:
     return dataclasses.replace(judged, training_prompts=lambda n, seed: training_prompts(n, seed, names))
 
 
-def _is_judged(config: RunConfig) -> bool:
-    return bool(config.eval.num_prompts or config.train.eval_steps or "detector" in config.reward.sources)
+def loads_detector(config: RunConfig) -> bool:
+    """Whether every process of the run holds a detector and a colour classifier."""
+    judged = config.eval.num_prompts or config.train.eval_steps or "detector" in config.reward.sources
+    return bool(judged) and WORLDS[config.world]().judge is None and config.photos.detector_weights is not None
+
+
+def evaluates(config: RunConfig) -> bool:
+    """Whether the run draws and judges pictures, before and after it or in between."""
+    judge = WORLDS[config.world]().judge is not None or config.photos.detector_weights is not None
+    return bool(config.eval.num_prompts or config.train.eval_steps) and judge
 
 
 def not_measured(config: RunConfig, world: World, prompts: list[Prompt]) -> list[str]:

@@ -1,13 +1,16 @@
-"""Faster Linear layers while a sampler runs on a CPU: weights packed once into oneDNN's blocked layout.
+"""Faster Linear layers while a sampler runs: weights are made ready once, and not at each of its hundreds of passes.
 
-In: a network. Out: the same network, whose float32 nn.Linear layers take their products from oneDNN inside the context.
-Products are equal up to the order of additions. On x86 torch takes float32 products from MKL, which lays weights out
-anew at every call; a sampler makes hundreds of passes over the same weights (benchmarks/janus_sampling.py measures it).
+In: a network. Out: the same network, whose float32 nn.Linear layers keep inside the context what they make of their
+weights at the first call. 1. On an x86 CPU weights are packed into oneDNN's blocked layout; products are equal up to
+the order of additions. Torch takes float32 products from MKL, which lays weights out anew at every call
+(benchmarks/janus_sampling.py measures it). 2. Under autocast weights are cast; products are the same. Autocast's own
+cache ends with each forward of a prepared net, which is where accelerate enters it, and never holds a slice of rows or
+a weight that is not trained.
 
-Departures from torch.utils.mkldnn: activations stay ordinary tensors, and nothing is converted for good. Elsewhere than
-on a CPU, in another dtype, under autocast and below SMALLEST the layers stay as they are, and so do subclasses whose
-forward is their own. Autocast is looked for at every call: accelerate enters it in the prepared net's forward. The
-packed copy takes as much memory as the weights until the context ends. Weights must not change inside it.
+Departures from torch.utils.mkldnn: activations stay ordinary tensors, and nothing is converted for good. In another
+dtype the layers stay as they are; so do subclasses whose forward is their own, and without autocast all that are not on
+a CPU or below SMALLEST. Autocast is looked for at every call. The packed copy takes as much memory as the weights until
+the context ends, the cast one half of it. Weights must not change inside it.
 
 Shapes: B rows, I inner, O outer (rows of the weight).
 """
@@ -21,11 +24,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.nn import functional as F
 
 from openunirl.models.layers import RowsLinear
 from openunirl.models.sharded import whole_weights
 
-Packed = dict[tuple[int, int] | None, tuple[torch.Tensor, torch.Tensor | None]]  # by the range of rows asked for
+Ready = dict[tuple[torch.dtype, tuple[int, int] | None], tuple[torch.Tensor, torch.Tensor | None]]
+"""Weight and bias by what `_kind` says and the range of rows asked for."""
 
 SMALLEST = 2**17  # entries of a weight; below, a call costs more than its product (tiny models, few rows)
 
@@ -52,16 +58,14 @@ def packed_product(input: torch.Tensor, packed: torch.Tensor, bias_O: torch.Tens
 
 @contextmanager
 def packed_linears(net: nn.Module) -> Iterator[None]:
-    """Inside, each plain, large, float32 Linear of `net` packs its weight at its first call and uses it at every call.
+    """Inside, each plain float32 Linear of `net` packs or casts its weight at its first call and uses it at every call.
 
     Only for use without gradients. A weight is read in its layer's own forward, as ever; of a sharded network all
     weights are gathered first (sharded.py).
     """
     assert not torch.is_grad_enabled(), "packed weights have no gradient"
-    layers = []
-    if available():
-        large = [m for m in net.modules() if isinstance(m, nn.Linear) and m.in_features * m.out_features >= SMALLEST]
-        layers = [m for m in large if type(m) in (nn.Linear, RowsLinear) and "forward" not in vars(m)]
+    linears = [m for m in net.modules() if isinstance(m, nn.Linear) and type(m) in (nn.Linear, RowsLinear)]
+    layers = [m for m in linears if "forward" not in vars(m)]
     for layer in layers:
         layer.forward = partial(_forward, layer, type(layer).forward, {})
     try:
@@ -73,15 +77,25 @@ def packed_linears(net: nn.Module) -> Iterator[None]:
 
 
 def _forward(
-    layer: nn.Linear, plain: Any, packed: Packed, input: torch.Tensor, rows: tuple[int, int] | None = None
+    layer: nn.Linear, plain: Any, ready: Ready, input: torch.Tensor, rows: tuple[int, int] | None = None
 ) -> torch.Tensor:
-    weight_OI = layer.weight
-    fits = type(weight_OI) is nn.Parameter and weight_OI.device.type == "cpu" and weight_OI.dtype == torch.float32
-    fits = fits and input.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    if not fits or not input.numel():
+    kind = _kind(layer.weight, input)
+    if kind is None:
         return plain(layer, input) if rows is None else plain(layer, input, rows)
-    if rows not in packed:
-        start, stop = rows or (0, weight_OI.shape[0])
-        bias_O = None if layer.bias is None else layer.bias[start:stop].detach()
-        packed[rows] = pack(weight_OI[start:stop].detach()), bias_O
-    return packed_product(input, *packed[rows])
+    if (kind, rows) not in ready:
+        start, stop = rows or (0, layer.weight.shape[0])
+        weight_OI = layer.weight[start:stop].detach()
+        bias_O = None if layer.bias is None else layer.bias[start:stop].detach().to(kind)
+        ready[kind, rows] = pack(weight_OI) if kind == torch.float32 else weight_OI.to(kind), bias_O
+    return (packed_product if kind == torch.float32 else F.linear)(input, *ready[kind, rows])
+
+
+def _kind(weight_OI: torch.Tensor, input: torch.Tensor) -> torch.dtype | None:
+    """Autocast's dtype where it casts the weight, float32 where the weight is to be packed, None where neither is."""
+    device = weight_OI.device.type
+    if weight_OI.dtype != torch.float32 or isinstance(weight_OI, DTensor) or not input.numel():
+        return None
+    if torch.is_autocast_enabled(device):
+        return None if input.dtype == torch.float64 else torch.get_autocast_dtype(device)
+    packs = device == "cpu" and type(weight_OI) is nn.Parameter and weight_OI.numel() >= SMALLEST and available()
+    return torch.float32 if packs and input.dtype == torch.float32 else None

@@ -65,7 +65,8 @@ def attend(
     keys = rotate(heads(module.k_proj, normed_BLH, 1), rotation)
     values = module.v_proj(normed_BLH).unflatten(-1, (-1, module.head_dim)).transpose(1, 2)
     if cache is not None:
-        keys, values = cache.update(keys, values, module.layer_idx)
+        # autocast rounds keys before it meets queries with them: a cache holds them rounded, not anew at every step
+        keys, values = cache.update(keys.to(values.dtype), values, module.layer_idx)
     if select is not None and select.ndim == 2:
         if not select.numel():
             return normed_BLH.new_zeros(*select.shape, normed_BLH.shape[-1])
