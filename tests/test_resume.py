@@ -76,11 +76,11 @@ def without_timings(row):
 END_TO_END = ["--loss.end-to-end", "--loss.relaxation.tau", "2.0", "--loss.relaxation.final-tau", "0.5"]
 
 
-SYNCED = ["--loss.ref-model-sync-steps", "2", "--train.wise-ft-alpha", "0.5"]
+SYNCED = ["--loss.ref-model-sync-steps", "2", "--train.wise-ft-alpha", "0.5", "--train.swa-steps", "5"]
 
 
 @pytest.mark.parametrize(
-    "more", [[], END_TO_END + SYNCED], ids=["plain", "end to end, tau falls, the base follows, and a blend"]
+    "more", [[], END_TO_END + SYNCED], ids=["plain", "end to end, tau falls, the base follows, a mean and a blend"]
 )
 def test_killed_and_resumed_equals_uninterrupted(weights, tmp_path, more):
     whole, killed = tmp_path / "whole", tmp_path / "killed"

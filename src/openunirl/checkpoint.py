@@ -89,12 +89,14 @@ def latest(run: Path) -> Path:
 class State:
     """What state.json tells of a checkpoint.
 
-    wise_ft_alpha: how far its weights were blended with the base's (1.0: not at all). prompts_per_step: of all
-    processes together; None in checkpoints that do not tell. Example: State(step=100, prompts_per_step=32)
+    wise_ft_alpha: how far its weights were blended with the base's (1.0: not at all). swa_from: the first step whose
+    weights are in the mean that it holds; None: it holds none. prompts_per_step: of all processes together; None in
+    checkpoints that do not tell. Example: State(step=100, prompts_per_step=32)
     """
 
     step: int
     wise_ft_alpha: float = 1.0
+    swa_from: int | None = None
     prompts_per_step: int | None = None
 
 
@@ -108,8 +110,9 @@ def read_state(checkpoint: Path) -> State:
     sound = {
         "step": type(state.step) is int and state.step >= 1,
         "wise_ft_alpha": type(state.wise_ft_alpha) in (int, float) and 0 < state.wise_ft_alpha <= 1,
-        "prompts_per_step": state.prompts_per_step is None
-        or (type(state.prompts_per_step) is int and state.prompts_per_step >= 1),
+    } | {
+        name: (value := getattr(state, name)) is None or (type(value) is int and value >= 1)
+        for name in ("swa_from", "prompts_per_step")
     }
     for name, holds in sound.items():
         if not holds:
@@ -161,7 +164,10 @@ def _load_optimizer(file: Path, optimizer: torch.optim.Optimizer) -> None:
     for number, values in loaded["state"].items():
         if (found := values["exp_avg"].shape) != (wanted := parameters[number].shape):
             raise ValueError(f"moments of shape {list(found)} for a weight of shape {list(wanted)}")
-        loaded["state"][number] = {name: as_held(value, parameters[number]) for name, value in values.items()}
+        loaded["state"][number] = {
+            name: as_held(value, parameters[number]) if isinstance(value, torch.Tensor) else value
+            for name, value in values.items()
+        }
     optimizer.load_state_dict(loaded)
     for group, present in zip(optimizer.param_groups, kept, strict=True):
         group.update(present)

@@ -227,6 +227,10 @@ class TrainConfig:
     """After the last update the weights become the base's plus this share of what training added (WiSE-FT, arXiv
     2109.01903): below 1, the model gives up little of what it learned and keeps more of what it could before.
     A run that is continued beyond its last step goes on from the blended weights, and is blended again."""
+    swa_steps: int = 0
+    """After the last update the weights become the mean of those after each of the last so many steps (stochastic
+    weight averaging, arXiv 1803.05407), before any blend: what single updates added by chance averages out. With LoRA
+    the adapters are averaged, each matrix by itself. It costs one more copy of the trained weights; 0 = none."""
     save_steps: int = 50
     """A checkpoint every so many steps; the last step is always saved."""
     save_total_limit: int = 3

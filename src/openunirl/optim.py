@@ -1,10 +1,13 @@
 """Optimizers and learning-rate schedules.
 
-In: a module, a step. Out: torch optimizers, a factor for the learning rate. Muon (torch's own) treats the matrices of
-the layers; embeddings, heads, norms and biases always take AdamW, as its authors advise.
+In: a module, a step. Out: torch optimizers, a factor for the learning rate, the weights' mean over steps. Muon (torch's
+own) treats the matrices of the layers; embeddings, heads, norms and biases always take AdamW, as its authors advise.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -42,6 +45,34 @@ def build_optimizer(
         raise ValueError(f"unknown optimizer {name!r}: use adamw or muon")
     groups = [{"params": matrices + tables, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return [torch.optim.AdamW(groups, lr=lr, betas=betas, eps=epsilon)]
+
+
+@torch.no_grad()
+def average_weights(optimizer: torch.optim.Optimizer, *, restart: bool) -> None:
+    """Counts the present weights into their running mean, which lies in the optimizer's state and is saved, loaded and
+    sharded with it. `restart`: the mean begins with them. A weight that no update has touched has no mean.
+
+    Source: stochastic weight averaging (arXiv 1803.05407). Example: average_weights(optimizer, restart=step == first)
+    """
+    for weight, state in _touched(optimizer):
+        if restart or "swa" not in state:
+            state["swa"], state["swa_count"] = weight.detach().clone(), 0
+        state["swa_count"] += 1
+        state["swa"].lerp_(weight.detach(), 1 / state["swa_count"])
+
+
+@torch.no_grad()
+def take_average(optimizer: torch.optim.Optimizer) -> None:
+    """The weights become their running mean."""
+    for weight, state in _touched(optimizer):
+        weight.copy_(state["swa"])
+
+
+def _touched(optimizer: torch.optim.Optimizer) -> Iterator[tuple[torch.Tensor, dict[str, Any]]]:
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            if state := optimizer.state.get(weight):
+                yield weight, state
 
 
 def fast_dtype() -> torch.dtype:

@@ -38,7 +38,7 @@ from openunirl.ledger import Ledger
 from openunirl.models import masked, sharded
 from openunirl.models.blank import blank_model
 from openunirl.models.protocol import UnifiedModel
-from openunirl.optim import build_optimizer
+from openunirl.optim import average_weights, build_optimizer
 from openunirl.phases import (
     ANSWERING,
     DRAWING,
@@ -251,6 +251,8 @@ class _Stage:
             self._make_gradients()
             self.optimizer.step()
             self.optimizer.zero_grad()
+            if self.config.train.swa_steps:
+                average_weights(self.optimizer, restart=True)
         self.ledger.phases.clear()
 
     def _make_gradients(self) -> None:

@@ -32,13 +32,13 @@ from openunirl.losses import Stats
 from openunirl.metrics import JsonlTracker
 from openunirl.models.adapter import REFERENCE
 from openunirl.models.protocol import UnifiedModel, load_model
-from openunirl.optim import build_optimizer, lr_factor
+from openunirl.optim import average_weights, build_optimizer, lr_factor, take_average
 from openunirl.replay import Replay
 from openunirl.report import read_side, write_report
 from openunirl.report_numbers import collusion_verdict, detector_notice, paired_changes, summary_table, unsettled_lines
 from openunirl.rewards import Rewards, check_sources
 from openunirl.rollout import Rollout
-from openunirl.run_world import not_measured, open_world, prompts_of_run
+from openunirl.run_world import not_measured, open_world, prompts_of_run, unknown_words
 from openunirl.step_metrics import step_metrics
 from openunirl.tasks.worlds import World
 from openunirl.types import Prompt
@@ -78,7 +78,7 @@ class Run:
         state = checkpoint.read_state(point) if point else checkpoint.State(step=0)
         done = state.step
         if resume:
-            run_directory.check_resumed(folder, config, done, state.wise_ft_alpha)
+            run_directory.check_resumed(folder, config, done, state.wise_ft_alpha, state.swa_from)
         world = open_world(config, device_of_process())
         check_sources(config.reward, world)
         model = load_model(config.model)
@@ -121,24 +121,11 @@ class Run:
         )
         if point and config.loss.replay_steps:
             run.replay.take_share(checkpoint.read_replay(point), processes.rank, processes.count)
-        run.warn_of_unknown_words()
-        for told in unread(config, model):
+        for told in unknown_words(config, model, prompts) + unread(config, model):
             run.warn(told)
         for sentence in left_out if processes.is_main else ():
             run.console.print(sentence, highlight=False, soft_wrap=True)
         return run
-
-    def warn_of_unknown_words(self) -> None:
-        """Once, what the prompts say that the tokenizer has no word for: a tiny model's knows its own world only."""
-        texts = (text for p in self.prompts for q in p.questions for text in (p.prompt, q.question, q.answer))
-        words = self.model.unknown_words(texts)
-        if words:
-            more = f" and {len(words) - 8} more" if len(words) > 8 else ""
-            self.warn(
-                f"{self.config.prompt_file or f'the world {self.config.world}'}: the tokenizer of "
-                f"{self.config.model.weights} does not know the words {', '.join(words[:8])}{more}, so that the model "
-                "cannot tell them apart: use words that it knows, or another model"
-            )
 
     def finish(self) -> Path:
         """Writes the report and says how the run went."""
@@ -228,7 +215,13 @@ class Run:
         if self.processes.is_main:
             self.console.print(f"warning: {told}", style="yellow", highlight=False, markup=False, soft_wrap=True)
 
-    def blend_with_base_if_last(self, step: int) -> None:
+    def settle_weights(self, step: int) -> None:
+        """Counts the last steps' weights into their mean; after the last they become it, and blend with the base's."""
+        first = run_directory.swa_from(self.config)
+        if first and step >= first:
+            average_weights(self.optimizer, restart=step == first)
+            if step == self.config.train.max_steps:
+                take_average(self.optimizer)
         if (alpha := self._alpha_after(step)) < 1:
             self.model.blend_with_base(alpha, lambda: load_model(self.config.model))
 
@@ -249,7 +242,10 @@ class Run:
             with self.processes.whole(self.model):
                 if self.processes.is_main:
                     told = checkpoint.State(
-                        step=step, wise_ft_alpha=self._alpha_after(step), prompts_per_step=self._prompts_per_step
+                        step=step,
+                        wise_ft_alpha=self._alpha_after(step),
+                        swa_from=first if (first := run_directory.swa_from(self.config)) and first <= step else None,
+                        prompts_per_step=self._prompts_per_step,
                     )
                     checkpoint.save(self.folder, self.model, state, told, train.save_total_limit, replay=held)
         self.processes.wait()

@@ -47,9 +47,17 @@ def check_directory(folder: Path, *, resume: bool) -> None:
         raise ValueError(f"{folder} is no run directory (it has no config.json): start it without --resume")
 
 
-def check_resumed(folder: Path, config: RunConfig, done: int, blended: float = 1.0) -> None:
+def swa_from(config: RunConfig) -> int | None:
+    """The first step whose weights are averaged, if any."""
+    train = config.train
+    return max(1, train.max_steps - train.swa_steps + 1) if train.swa_steps else None
+
+
+def check_resumed(
+    folder: Path, config: RunConfig, done: int, blended: float = 1.0, averaged_from: int | None = None
+) -> None:
     """Errors: ValueError for a configuration that the run in `folder` cannot go on with. Its last checkpoint is step
-    `done`, whose weights were blended with alpha `blended`."""
+    `done`, whose weights were blended with alpha `blended`, and which holds their mean from step `averaged_from` on."""
     path = folder / "config.json"
     known, now = (_flat(values) for values in (read_object(path, "start the run again"), to_dict(config)))
     for name in SAME:
@@ -71,6 +79,14 @@ def check_resumed(folder: Path, config: RunConfig, done: int, blended: float = 1
             f"--train.wise-ft-alpha is {config.train.wise_ft_alpha}, but the last step of the run in {folder}, step "
             f"{done}, was saved with {blended}, and none is left to blend after: give --train.max-steps more than "
             f"{done}, or --train.wise-ft-alpha {blended}"
+        )
+    first, last = swa_from(config), config.train.max_steps
+    if (averaged_from != first) if last == done else (first or last) <= done and averaged_from != first:
+        held = f"holds one from step {averaged_from} on" if averaged_from else "holds none"
+        raise ValueError(
+            f"--train.swa-steps is {config.train.swa_steps} of --train.max-steps {last}, but the last checkpoint of "
+            f"the run in {folder}, step {done}, {held}: for a mean of later steps alone give --train.max-steps more "
+            f"than {done} and --train.swa-steps at most what is left to do"
         )
 
 

@@ -44,7 +44,7 @@ def train(config: RunConfig, *, resume: bool = False, command: str = "") -> Path
         metrics["seconds"] = time.perf_counter() - started
         guard.check(step, metrics, run.last_checkpoint())
         run.log(step, metrics)
-        run.blend_with_base_if_last(step)
+        run.settle_weights(step)
         run.evaluate_if_due(step)
         run.sync_reference_if_due(step)
         run.save_if_due(step)  # last: what a checkpoint claims has been logged

@@ -23,7 +23,7 @@ _NOT_NEGATIVE = (
     ("loss", ("image_coef", "answer_coef", "reward_coef", "beta", "epsilon", "num_scored_steps", "replay_steps")),
     ("lora", ("rank",)),
     ("optim", ("lr", "weight_decay", "warmup_steps", "decay")),
-    ("train", ("save_steps", "eval_steps", "stall_steps")),
+    ("train", ("save_steps", "eval_steps", "stall_steps", "swa_steps")),
     ("eval", ("num_prompts", "num_references", "during_prompts")),
 )
 _POSITIVE = (
