@@ -182,7 +182,7 @@ def test_an_output_file_is_continued(flat, capsys, tmp_path):
     whole = output.read_bytes()
     assert len(rows_of(whole.decode())) == 4
     settings = json.loads((tmp_path / "rows.jsonl.settings.json").read_text())
-    assert settings["sampling"] == {"max_new_tokens": 16, "temperature": 0.0} and settings["weights"]
+    assert settings["sampling"] == {"max_new_tokens": 8, "temperature": 0.0} and settings["weights"]
     for cut in (len(whole) - 1, len(whole) - 9, whole.index(b"\n") + 1, 5, 0):
         output.write_bytes(whole[:cut])
         assert main(ask) == 0
@@ -220,7 +220,7 @@ def test_answers_drawn_after_a_break_are_those_without_one(flat, capsys, tmp_pat
     ("flags", "words"),
     [
         (["--temperature", "0.5"], "sampling.temperature 0.0, not 0.5"),
-        (["--max-new-tokens", "3"], "sampling.max_new_tokens 16, not 3"),
+        (["--max-new-tokens", "3"], "sampling.max_new_tokens 8, not 3"),
         (["--seed", "3"], "seed 0, not 3"),
     ],
 )
@@ -237,7 +237,8 @@ def test_other_settings_are_refused(flat, capsys, tmp_path, flags, words):
 
 def test_another_model_is_refused(flat, capsys, tmp_path, model):
     output = tmp_path / "rows.jsonl"
-    ask = ["--images", str(flat / "circle.png"), "--questions", ASKED[0], "--output", str(output)]
+    ask = ["--images", str(flat / "circle.png"), "--questions", ASKED[0], "--max-new-tokens", "8"]
+    ask += ["--output", str(output)]
     assert main(["answer", "tiny-showo", *ask]) == 0
     other = load_model("tiny-showo")
     with torch.no_grad():

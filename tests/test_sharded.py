@@ -67,7 +67,7 @@ def test_two_shares_have_the_gradient_of_the_whole(updates, case):
 
 @pytest.mark.parametrize(
     "begin, go_on, more",
-    [(2, 1, ()), (2, 1, ("--lora.rank", "2", "--train.swa-steps", "2")), (1, 2, ("--train.swa-steps", "2"))],
+    [(2, 1, ()), (2, 1, ("--lora.rank", "2", "--train.swa-steps", "1")), (1, 2, ("--train.swa-steps", "1"))],
 )
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path, begin, go_on, more):
     """One step sharded over two processes and one on one, or one step on one process and one on two with copies, is

@@ -1,5 +1,7 @@
 """The last steps' mean (stochastic weight averaging): by hand, in a run, and where a run cannot have it."""
 
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -26,6 +28,7 @@ def test_a_mean_is_of_the_weights_since_it_began():
     assert torch.equal(net["moved"], torch.tensor([7.0, -7.0]))  # nothing moves until it is taken
     take_average(optimizer)
     assert torch.allclose(net["moved"], torch.tensor([4.0, -4.0]))
+    assert set(optimizer.state[net["moved"]]) == {"step", "exp_avg", "exp_avg_sq"}  # and is given up
     assert torch.equal(net["still"], torch.full((2,), 9.0))  # no update touched it
     net["still"].sum().backward()
     optimizer.step()  # its moments are made as if there were no mean
@@ -62,8 +65,8 @@ def test_a_run_ends_with_the_mean_of_its_last_steps(start):
         assert torch.allclose(mean["step-000003"][name], (weight + before) / 2, atol=1e-7), name
         moved += not torch.equal(weight, before)
     assert moved
-    assert checkpoint.read_state(folder / "mean/checkpoints/step-000002").swa_from == 2
-    assert checkpoint.read_state(folder / "mean/checkpoints/step-000001").swa_from is None
+    states = [checkpoint.read_state(folder / f"mean/checkpoints/step-00000{step}") for step in (1, 2, 3)]
+    assert [(state.swa_steps, state.swa_from) for state in states] == [(0, None), (0, 2), (2, None)]
 
 
 def test_a_mean_longer_than_the_run_is_of_all_its_steps(start):
@@ -80,17 +83,31 @@ def test_a_run_whose_checkpoint_holds_another_mean_is_refused(start, capsys):
     resume = ["train", "--output-dir", str(folder / "short"), "--resume"]
     assert run("short", "--train.max-steps", "2", "--train.swa-steps", "1") == 0
     capsys.readouterr()
-    for more, held in (
-        (["--train.swa-steps", "2"], "from step 2 on"),  # its last step is done
-        (["--train.swa-steps", "0"], "from step 2 on"),
-        (["--train.max-steps", "3", "--train.swa-steps", "3"], "from step 2 on"),
+    for more, told in (
+        (["--train.swa-steps", "2"], "was saved with 1"),
+        (["--train.swa-steps", "0"], "was saved with 1"),
+        (["--train.max-steps", "3", "--train.swa-steps", "2"], "holds no mean"),  # its own was taken
     ):
         assert main([*resume, *more]) != 0
-        told = " ".join(capsys.readouterr().err.split())
-        assert f"--train.swa-steps is {more[-1]}" in told and held in told and "step 2," in told
+        err = " ".join(capsys.readouterr().err.split())
+        assert f"--train.swa-steps is {more[-1]}" in err and told in err and "step 2," in err
     assert main(resume) == 0
-    assert main([*resume, "--train.max-steps", "3", "--train.swa-steps", "2"]) == 0  # steps 2 and 3: 2 is counted
-    assert main([*resume, "--train.max-steps", "4", "--train.swa-steps", "1"]) == 0  # a mean of its own
+    assert main([*resume, "--train.max-steps", "3", "--train.swa-steps", "1"]) == 0  # a mean of its own
+
+
+def test_a_run_stopped_within_its_mean(start, capsys):
+    """It goes on with the same mean or, without one, drops what it held."""
+    run, folder = start
+    assert run("stopped", "--train.max-steps", "3", "--train.swa-steps", "3") == 0
+    shutil.rmtree(folder / "stopped/checkpoints/step-000003")
+    resume = ["train", "--output-dir", str(folder / "stopped"), "--resume"]
+    capsys.readouterr()
+    assert main([*resume, "--train.swa-steps", "2"]) != 0
+    err = " ".join(capsys.readouterr().err.split())
+    assert "begins at step 2" in err and "holds a mean from step 1 on" in err and "at most 1" in err
+    assert main([*resume, "--train.max-steps", "4", "--train.swa-steps", "0"]) == 0
+    state = torch.load(folder / "stopped/checkpoints/step-000003/optimizer.pt", weights_only=True)["state"]
+    assert state and not any("swa" in values for values in state.values())
 
 
 def test_a_number_below_zero_is_refused(start, capsys):

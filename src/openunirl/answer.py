@@ -31,11 +31,12 @@ from openunirl.disk import naming
 from openunirl.draws import key
 from openunirl.evaluation.files import write_summary
 from openunirl.evaluation.image_folder import read_picture as decode_picture
-from openunirl.generate import best_device, check_numbers, check_settings, fingerprint, progress_bar, text_of
+from openunirl.generate import best_device, check_numbers, check_settings, fingerprint, progress_bar, text_of, warn
 from openunirl.models.protocol import UnifiedModel, load_model
 from openunirl.provenance import about
 from openunirl.tasks.records import read_jsonl
 from openunirl.types import AnswerSampling, ImageQuestion
+from openunirl.validate_model import unknown_words
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 """What counts as a picture in a folder; a file that is named itself may be called anything."""
@@ -95,6 +96,8 @@ def answer(
             known = _settings_of(output)
             write_summary(known.parent, known.stem, settings | about(command))
     missing = [job for job in jobs if job.pair not in done]
+    origin = str(images) if isinstance(images, Path) else "--questions" if questions else "the prompts' questions"
+    warn(unknown_words(adapter, model.weights, (job.question for job in missing), origin))
     console = Console(stderr=True)
     with (
         progress_bar(console, disable=output is None and sys.stdout.isatty()) as progress,  # rows there show it, too

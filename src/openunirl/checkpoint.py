@@ -89,13 +89,15 @@ def latest(run: Path) -> Path:
 class State:
     """What state.json tells of a checkpoint.
 
-    wise_ft_alpha: how far its weights were blended with the base's (1.0: not at all). swa_from: the first step whose
-    weights are in the mean that it holds; None: it holds none. prompts_per_step: of all processes together; None in
-    checkpoints that do not tell. Example: State(step=100, prompts_per_step=32)
+    wise_ft_alpha: how far its weights were blended with the base's (1.0: not at all). swa_steps: its weights are the
+    mean of so many steps' (0: of none). swa_from: the first step of the running mean that it holds; None: it holds
+    none. prompts_per_step: of all processes together; None in checkpoints that do not tell.
+    Example: State(step=100, prompts_per_step=32)
     """
 
     step: int
     wise_ft_alpha: float = 1.0
+    swa_steps: int = 0
     swa_from: int | None = None
     prompts_per_step: int | None = None
 
@@ -110,6 +112,7 @@ def read_state(checkpoint: Path) -> State:
     sound = {
         "step": type(state.step) is int and state.step >= 1,
         "wise_ft_alpha": type(state.wise_ft_alpha) in (int, float) and 0 < state.wise_ft_alpha <= 1,
+        "swa_steps": type(state.swa_steps) is int and state.swa_steps >= 0,
     } | {
         name: (value := getattr(state, name)) is None or (type(value) is int and value >= 1)
         for name in ("swa_from", "prompts_per_step")

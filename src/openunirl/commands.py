@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -31,7 +32,9 @@ T = TypeVar("T")
 
 
 def check_model(weights: str) -> None:
-    """Errors: UsageError for what is no bundled name, no local path, and cannot be a hub id."""
+    """Errors: UsageError for what is no bundled name, no local path, and cannot be a hub id; and for a folder of a run
+    or of pictures."""
+    check_model_folder(weights)
     if bundled(weights) is not None or "/" in weights or Path(weights).exists():
         return
     if weights in PUBLISHED:
@@ -63,7 +66,7 @@ def read_arguments(
         model = dataclasses.replace(parts, weights=tyro.MISSING)
         default = dataclasses.replace(default, model=model, **fill(known))  # type: ignore[type-var]
     args: Any = parse(kind, argv, default, prog, "MODEL")
-    if own and known is not None:
+    if known is not None and weights in PUBLISHED and own:
         args = dataclasses.replace(args, model=dataclasses.replace(args.model, weights=known.model.weights))
     check_model(args.model.weights)
     return args
@@ -85,6 +88,29 @@ def _published(kind: type, default: Any, argv: list[str], prog: str) -> tuple[Kn
         raise UsageError(unknown("published model", name, PUBLISHED))
     own = name == model and not Path(weights).exists()
     return PUBLISHED.get(name) if args.settings or own else None, own, weights
+
+
+Fill = Callable[[KnownModel | EvalConfig], dict[str, Any]]
+
+
+def read_settings(kind: type[T], default: T, argv: list[str], prog: str, fill: Fill, names: Sequence[str]) -> T:
+    """As `read_arguments`, for the settings called `names` on the command line; where nothing tells what they are for
+    MODEL, and none is given, it says so on stderr."""
+    told: list[str] = []
+
+    def found(weights: str) -> dict[str, Any]:
+        known = known_evaluation(weights)
+        if known is None and not given(argv) & set(names):
+            flags, verb = " and ".join(f"--{name}" for name in names), "have" if len(names) > 1 else "has"
+            told.append(
+                f"warning: {weights} does not tell which settings it is meant to have, and {flags} {verb} the default; "
+                f"--settings NAME takes those of the published model that it comes from ({', '.join(PUBLISHED)})"
+            )
+        return {} if known is None else fill(known.eval)
+
+    args = read_arguments(kind, default, argv, prog, fill, found)
+    print(*told, sep="\n", end="\n" if told else "", file=sys.stderr)
+    return args
 
 
 # ----------------------------------------------------------------------------------------------- the commands
@@ -180,7 +206,6 @@ def _check_world(args: EvaluateArguments, flags: set[str]) -> None:
     """Errors: UsageError where MODEL is none, where nothing tells its world or settings, and for a flag of the other
     world."""
     weights, names = args.model.weights, ", ".join(PUBLISHED)
-    check_model_folder(weights)
     if args.world is None:
         raise UsageError(
             f"{weights} does not tell how it is to be evaluated: give --settings NAME of the published model that it "
@@ -225,12 +250,13 @@ class GenerateArguments:
 def generate(argv: list[str]) -> None:
     """Pictures in --output-dir; prints the folder."""
     prog, default = "openunirl generate", GenerateArguments(model=ModelConfig(weights=tyro.MISSING))
-    args = read_arguments(
+    args = read_settings(
         GenerateArguments,
         default,
         argv,
         prog,
         lambda known: {"sampling": known.sampling, "batch_size": known.batch_size},
+        ("sampling.guidance-scale", "sampling.num-timesteps"),
     )
     if bool(args.prompts) == (args.prompt_file is not None):
         told = "not both" if args.prompts else "and there is neither"
@@ -280,12 +306,13 @@ class AnswerArguments:
 def answer(argv: list[str]) -> None:
     """Rows in --output or on stdout."""
     prog, default = "openunirl answer", AnswerArguments(model=ModelConfig(weights=tyro.MISSING))
-    args = read_arguments(
+    args = read_settings(
         AnswerArguments,
         default,
         argv,
         prog,
         lambda known: {"max_new_tokens": known.max_new_tokens, "batch_size": known.batch_size},
+        ("max-new-tokens",),
     )
     if bool(args.images) == (args.question_file is not None):
         told = "not both" if args.images else "and there is neither"

@@ -34,7 +34,7 @@ from openunirl.models.protocol import UnifiedModel, load_model
 from openunirl.provenance import about
 from openunirl.tasks.records import PROMPT_KEYS, read_jsonl, read_prompts, write_jsonl
 from openunirl.types import ImageSampling
-from openunirl.validate_model import check_sampling_of
+from openunirl.validate_model import check_sampling_of, unknown_words
 
 _SETTINGS = "generate"  # .json
 _PLACES = ("model.weights", "model.image_tokenizer")
@@ -65,10 +65,19 @@ def generate(
     adapter = load_model(model).to(best_device())
     check_sampling_of(adapter, sampling)
     open_folder(adapter, output_dir, settings, command=command)
+    texts = (record["prompt"] for record in records)
+    warn(unknown_words(adapter, model.weights, texts, str(prompts) if isinstance(prompts, Path) else "--prompts"))
     draw_missing(
         adapter, records, output_dir, num_images=num_images, seed=seed, batch_size=batch_size, sampling=sampling
     )
     return output_dir
+
+
+def warn(sentences: Iterable[str]) -> None:
+    """On stderr."""
+    console = Console(stderr=True)
+    for told in sentences:
+        console.print(f"warning: {told}", style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 def drawing_settings(

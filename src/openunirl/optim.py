@@ -50,7 +50,8 @@ def build_optimizer(
 @torch.no_grad()
 def average_weights(optimizer: torch.optim.Optimizer, *, restart: bool) -> None:
     """Counts the present weights into their running mean, which lies in the optimizer's state and is saved, loaded and
-    sharded with it. `restart`: the mean begins with them. A weight that no update has touched has no mean.
+    sharded with it. `restart`: the mean begins with them. A weight that no update has touched has no mean yet: its mean
+    begins with its first update.
 
     Source: stochastic weight averaging (arXiv 1803.05407). Example: average_weights(optimizer, restart=step == first)
     """
@@ -63,9 +64,17 @@ def average_weights(optimizer: torch.optim.Optimizer, *, restart: bool) -> None:
 
 @torch.no_grad()
 def take_average(optimizer: torch.optim.Optimizer) -> None:
-    """The weights become their running mean."""
+    """The weights become their running mean, which is then given up."""
     for weight, state in _touched(optimizer):
         weight.copy_(state["swa"])
+    drop_average(optimizer)
+
+
+def drop_average(optimizer: torch.optim.Optimizer) -> None:
+    """Gives up a running mean, where there is one."""
+    for _, state in _touched(optimizer):
+        for name in ("swa", "swa_count"):
+            state.pop(name, None)
 
 
 def _touched(optimizer: torch.optim.Optimizer) -> Iterator[tuple[torch.Tensor, dict[str, Any]]]:

@@ -48,6 +48,8 @@ class KnownModel:
     """Longest answer in evaluation."""
     batch_size: int = 8
     """Images at once; ours."""
+    copies: tuple[str, ...] = ()
+    """Other hub ids of the same model."""
 
     @property
     def evaluation(self) -> EvalConfig:
@@ -81,11 +83,12 @@ def _showo(weights: str, tokens: int, text: int, steps: int, guidance: float) ->
     )
 
 
-def _janus(weights: str, roles: tuple[str, str]) -> KnownModel:
+def _janus(weights: str, roles: tuple[str, str], *copies: str) -> KnownModel:
     return KnownModel(
         model=ModelConfig(weights=weights, family="janus", roles=roles),
         sampling=ImageSampling(guidance_scale=5.0),
         group=8,
+        copies=copies,
     )
 
 
@@ -93,8 +96,12 @@ PUBLISHED: dict[str, KnownModel] = {
     "showo-256": _showo("showlab/show-o", tokens=256, text=128, steps=18, guidance=2.75),
     "showo-512": _showo("showlab/show-o-512x512", tokens=1024, text=64, steps=50, guidance=6.0),
     "janus-1.3b": _janus("deepseek-ai/Janus-1.3B", ("User", "Assistant")),
-    "janus-pro-1b": _janus("deepseek-ai/Janus-Pro-1B", ("<|User|>", "<|Assistant|>")),
-    "janus-pro-7b": _janus("deepseek-ai/Janus-Pro-7B", ("<|User|>", "<|Assistant|>")),
+    "janus-pro-1b": _janus(
+        "deepseek-ai/Janus-Pro-1B", ("<|User|>", "<|Assistant|>"), "deepseek-community/Janus-Pro-1B"
+    ),
+    "janus-pro-7b": _janus(
+        "deepseek-ai/Janus-Pro-7B", ("<|User|>", "<|Assistant|>"), "deepseek-community/Janus-Pro-7B"
+    ),
 }
 
 _TRAIN = TrainConfig(max_steps=1000, save_steps=100, eval_steps=200, mixed_precision="bf16")

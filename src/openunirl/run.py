@@ -32,18 +32,18 @@ from openunirl.losses import Stats
 from openunirl.metrics import JsonlTracker
 from openunirl.models.adapter import REFERENCE
 from openunirl.models.protocol import UnifiedModel, load_model
-from openunirl.optim import average_weights, build_optimizer, lr_factor, take_average
+from openunirl.optim import average_weights, build_optimizer, drop_average, lr_factor, take_average
 from openunirl.replay import Replay
 from openunirl.report import read_side, write_report
 from openunirl.report_numbers import collusion_verdict, detector_notice, paired_changes, summary_table, unsettled_lines
 from openunirl.rewards import Rewards, check_sources
 from openunirl.rollout import Rollout
-from openunirl.run_world import not_measured, open_world, prompts_of_run, unknown_words
+from openunirl.run_world import not_measured, open_world, prompts_of_run
 from openunirl.step_metrics import step_metrics
 from openunirl.tasks.worlds import World
 from openunirl.types import Prompt
 from openunirl.validate import check
-from openunirl.validate_model import check_model, unread
+from openunirl.validate_model import check_model, unknown_words, unread
 
 
 @dataclass
@@ -78,7 +78,7 @@ class Run:
         state = checkpoint.read_state(point) if point else checkpoint.State(step=0)
         done = state.step
         if resume:
-            run_directory.check_resumed(folder, config, done, state.wise_ft_alpha, state.swa_from)
+            run_directory.check_resumed(folder, config, done, state.wise_ft_alpha, state.swa_steps, state.swa_from)
         world = open_world(config, device_of_process())
         check_sources(config.reward, world)
         model = load_model(config.model)
@@ -104,6 +104,8 @@ class Run:
         )
         if point:
             checkpoint.load_optimizer(point, optimizer)
+            if not run_directory.swa_holds(config, done):
+                drop_average(optimizer)
         if processes.is_main:
             run_directory.write_config(folder / "config.json", config, command)
         processes.wait()
@@ -121,7 +123,9 @@ class Run:
         )
         if point and config.loss.replay_steps:
             run.replay.take_share(checkpoint.read_replay(point), processes.rank, processes.count)
-        for told in unknown_words(config, model, prompts) + unread(config, model):
+        texts = (text for p in prompts for q in p.questions for text in (p.prompt, q.question, q.answer))
+        origin = config.prompt_file or f"the world {config.world}"
+        for told in unknown_words(model, config.model.weights, texts, origin) + unread(config, model):
             run.warn(told)
         for sentence in left_out if processes.is_main else ():
             run.console.print(sentence, highlight=False, soft_wrap=True)
@@ -244,7 +248,8 @@ class Run:
                     told = checkpoint.State(
                         step=step,
                         wise_ft_alpha=self._alpha_after(step),
-                        swa_from=first if (first := run_directory.swa_from(self.config)) and first <= step else None,
+                        swa_steps=self.config.train.swa_steps if step == self.config.train.max_steps else 0,
+                        swa_from=run_directory.swa_holds(self.config, step),
                         prompts_per_step=self._prompts_per_step,
                     )
                     checkpoint.save(self.folder, self.model, state, told, train.save_total_limit, replay=held)

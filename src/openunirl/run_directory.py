@@ -53,11 +53,18 @@ def swa_from(config: RunConfig) -> int | None:
     return max(1, train.max_steps - train.swa_steps + 1) if train.swa_steps else None
 
 
+def swa_holds(config: RunConfig, step: int) -> int | None:
+    """The first step of the running mean that is held after `step`, if one is: the last step takes it."""
+    first = swa_from(config)
+    return first if first and first <= step < config.train.max_steps else None
+
+
 def check_resumed(
-    folder: Path, config: RunConfig, done: int, blended: float = 1.0, averaged_from: int | None = None
+    folder: Path, config: RunConfig, done: int, blended: float = 1.0, averaged: int = 0, mean_from: int | None = None
 ) -> None:
     """Errors: ValueError for a configuration that the run in `folder` cannot go on with. Its last checkpoint is step
-    `done`, whose weights were blended with alpha `blended`, and which holds their mean from step `averaged_from` on."""
+    `done`, whose weights are the mean of `averaged` steps' (0: none) and were blended with alpha `blended`, and which
+    holds a running mean from step `mean_from` on."""
     path = folder / "config.json"
     known, now = (_flat(values) for values in (read_object(path, "start the run again"), to_dict(config)))
     for name in SAME:
@@ -80,13 +87,18 @@ def check_resumed(
             f"{done}, was saved with {blended}, and none is left to blend after: give --train.max-steps more than "
             f"{done}, or --train.wise-ft-alpha {blended}"
         )
-    first, last = swa_from(config), config.train.max_steps
-    if (averaged_from != first) if last == done else (first or last) <= done and averaged_from != first:
-        held = f"holds one from step {averaged_from} on" if averaged_from else "holds none"
+    given, last = config.train.swa_steps, config.train.max_steps
+    if last == done and given != averaged:
         raise ValueError(
-            f"--train.swa-steps is {config.train.swa_steps} of --train.max-steps {last}, but the last checkpoint of "
-            f"the run in {folder}, step {done}, {held}: for a mean of later steps alone give --train.max-steps more "
-            f"than {done} and --train.swa-steps at most what is left to do"
+            f"--train.swa-steps is {given}, but the last step of the run in {folder}, step {done}, was saved with "
+            f"{averaged}, and none is left to average: give --train.max-steps more than {done}, or --train.swa-steps "
+            f"{averaged}"
+        )
+    if last > done and (first := swa_from(config)) and first <= done and first != mean_from:
+        held = f"holds a mean from step {mean_from} on" if mean_from else "holds no mean"
+        raise ValueError(
+            f"--train.swa-steps is {given}: with --train.max-steps {last} the mean begins at step {first}, but the "
+            f"last checkpoint of the run in {folder}, step {done}, {held}: give --train.swa-steps at most {last - done}"
         )
 
 

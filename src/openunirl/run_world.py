@@ -1,7 +1,6 @@
 """The world of a training run: its prompts, who judges its pictures, where its reference pictures come from.
 
-In: a RunConfig. Out: a World, the run's prompts in order, and in sentences what the run does not measure and what its
-prompts say that the model cannot read.
+In: a RunConfig. Out: a World, the run's prompts in order, and in one sentence what the run does not measure.
 A world of drawn pictures brings its own judge and references. Photographs want a detector, a colour classifier and a
 folder of references (evaluation/photo_world.py): they are read before the run writes anything, and only where an
 evaluation or the reward "detector" asks for them.
@@ -14,7 +13,6 @@ import dataclasses
 import torch
 
 from openunirl.config import RunConfig
-from openunirl.models.protocol import UnifiedModel
 from openunirl.tasks.geneval import TRAINING_OBJECTS, training_prompts
 from openunirl.tasks.records import read_asked, read_prompts
 from openunirl.tasks.worlds import WORLDS, World
@@ -95,18 +93,3 @@ def prompts_of_run(config: RunConfig, world: World, processes: int) -> list[Prom
                 'its gold answer; add "question" and "answer" to the line'
             )
     return [own[i % len(own)] for i in range(count)]
-
-
-def unknown_words(config: RunConfig, model: UnifiedModel, prompts: list[Prompt]) -> list[str]:
-    """A sentence on what the prompts say that the model's tokenizer has no word for, if anything: a tiny model's knows
-    its own world only."""
-    texts = (text for p in prompts for q in p.questions for text in (p.prompt, q.question, q.answer))
-    words = model.unknown_words(texts)
-    if not words:
-        return []
-    more = f" and {len(words) - 8} more" if len(words) > 8 else ""
-    return [
-        f"{config.prompt_file or f'the world {config.world}'}: the tokenizer of {config.model.weights} does not know "
-        f"the words {', '.join(words[:8])}{more}, so that the model cannot tell them apart: use words that it knows, "
-        "or another model"
-    ]

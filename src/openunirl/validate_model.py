@@ -1,10 +1,12 @@
 """Checks what only the loaded model can tell: which samplings it can follow, and which options it reads.
 
 In: a model, and a RunConfig or an ImageSampling. Out: nothing, a ValueError that names the flag, or sentences about
-options that do nothing. Before anything is written, and blind to the family.
+options that do nothing and words that mean nothing to it. Before anything is written, and blind to the family.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from openunirl.config import LossConfig, RunConfig
 from openunirl.models.protocol import UnifiedModel
@@ -57,4 +59,17 @@ def unread(config: RunConfig, model: UnifiedModel) -> list[str]:
     return [
         f"{', '.join(flags)} {verb} nothing: {config.model.weights} draws its tokens one after the other, and scores "
         "them exactly"
+    ]
+
+
+def unknown_words(model: UnifiedModel, weights: str, texts: Iterable[str], origin: str) -> list[str]:
+    """A sentence on what the texts say that the model's tokenizer has no word for, if anything: a tiny model's knows
+    its own world only. `origin`: where the texts are from."""
+    words = model.unknown_words(texts)
+    if not words:
+        return []
+    more = f" and {len(words) - 8} more" if len(words) > 8 else ""
+    return [
+        f"{origin}: the tokenizer of {weights} does not know the words {', '.join(words[:8])}{more}, so that the model "
+        "cannot tell them apart: use words that it knows, or another model"
     ]

@@ -1,7 +1,8 @@
-"""How a MODEL of `openunirl evaluate` is evaluated, found out from where it comes from.
+"""How a MODEL is evaluated, and draws and answers, found out from where it comes from.
 
     showlab/show-o-512x512        -> geneval, its authors' settings   (presets_real.PUBLISHED)
     RUN/checkpoints/step-000100   -> RUN/config.json: the world, and how that run evaluates
+    what `convert` wrote          -> as the base model that its model card names
     tiny-showo, or what `pretrain` wrote -> shapes
 
 In: MODEL as the command line has it. Out: a KnownEvaluation, or None where nothing tells; a UsageError for a folder
@@ -32,8 +33,12 @@ class KnownEvaluation:
 
 def published_name(weights: str) -> str | None:
     """The published name of a hub id. Example: published_name("showlab/show-o-512x512") == "showo-512"."""
-    names = (name for name, known in PUBLISHED.items() if known.model.weights == weights)
-    return None if Path(weights).exists() else next(names, None)
+    return None if Path(weights).exists() else _name_of(weights)
+
+
+def _name_of(hub_id: str) -> str | None:
+    names = (name for name, known in PUBLISHED.items() if hub_id in (known.model.weights, *known.copies))
+    return next(names, None)
 
 
 def known_evaluation(weights: str) -> KnownEvaluation | None:
@@ -45,11 +50,26 @@ def known_evaluation(weights: str) -> KnownEvaluation | None:
         return KnownEvaluation(world="shapes", eval=EvalConfig())
     run = run_of(folder) if folder.is_dir() else None
     if run is None:
-        return None
+        name = _name_of(base_of_card(folder))
+        return KnownEvaluation(world="geneval", eval=PUBLISHED[name].evaluation) if name else None
     # as many prompts and pictures as another model is evaluated with, so that the two can be compared
     size = next(iter(PUBLISHED.values())).evaluation if run.world == "geneval" else EvalConfig()
     own = {name: getattr(run.eval, name) for name in ("sampling", "max_new_tokens", "batch_size")}
     return KnownEvaluation(world=run.world, eval=replace(size, **own))
+
+
+def base_of_card(folder: Path) -> str:
+    """The base model that a folder's model card names, as `convert` writes it; "" where none does."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return ""
+    from huggingface_hub import ModelCard
+
+    try:
+        base = ModelCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.get("base_model")
+    except Exception:  # a card is prose: what it fails to say is not known
+        return ""
+    return base if isinstance(base, str) else ""
 
 
 def run_of(checkpoint: Path) -> RunConfig | None:
