@@ -280,6 +280,9 @@ def test_roles_follow_the_checkpoint(model):
     tokenizer = model.prompting.tokenizer
     assert roles_of("Janus-1.3B", tokenizer) == PLAIN_ROLES
     assert roles_of("Janus-Pro-7B", tokenizer) == roles_of("anything", tokenizer) == TAGGED_ROLES
+    assert roles_of("abc", tokenizer, "/hub/models--deepseek-ai--Janus-1.3B/snapshots/abc") == PLAIN_ROLES
+    assert roles_of("/like/janus-1.3b/Janus-Pro-1.3B", tokenizer) == TAGGED_ROLES  # what comes last counts
+    assert roles_of("mine", tokenizer, "/janus-pro/mine", "deepseek-ai/Janus-1.3B") == PLAIN_ROLES
 
 
 @pytest.mark.parametrize("text", ["a <begin_of_image> circle", "<image_placeholder>"])

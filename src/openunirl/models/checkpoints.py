@@ -6,7 +6,6 @@ not). Out: a flat state dict. Loading is strict: missing, extra and mis-shaped w
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from openunirl.disk import whole
+from openunirl.run_directory import read_object
 
 
 class UnreadableWeights(ValueError):
@@ -27,6 +27,8 @@ class UnreadableWeights(ValueError):
 
 
 _PATTERNS = ("*.safetensors", "*.bin", "*.pth", "*.pt")
+_BESIDE = ("*.json", "*.txt", "*.jinja", "README.md")
+"""What lies beside the weights on the hub: configurations, tokenizers, a chat template, the model card."""
 
 
 def resolve(source: str | Path) -> Path:
@@ -37,7 +39,7 @@ def resolve(source: str | Path) -> Path:
     if str(source).startswith((".", "/", "~")) or str(source).count("/") != 1:
         raise ValueError(f"no such file or folder: {source} (a hub id has the form owner/name)")
     try:
-        return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.txt", *_PATTERNS]))
+        return Path(snapshot_download(str(source), allow_patterns=[*_BESIDE, *_PATTERNS]))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{source} is neither a local path nor a hub id that can be reached: {reason}") from None
@@ -148,10 +150,11 @@ def telling(source: object, fix: str) -> Iterator[None]:
         raise ValueError(f"{source}: {error}; {fix}") from error
 
 
-def read_tokenizer(folder: Path, kind: Any) -> Any:
-    """The text tokenizer in a folder, read by one of transformers' classes. Errors: ValueError where there is none, or
-    a damaged one."""
-    fix = "name a folder or hub id that holds one with --model.tokenizer"
+def read_tokenizer(folder: Path, kind: Any, flag: str = "--model.tokenizer") -> Any:
+    """The text tokenizer in a folder, read by one of transformers' classes; `flag` names another on the command line.
+
+    Errors: ValueError where there is none, or a damaged one."""
+    fix = f"name a folder or hub id that holds one with {flag}"
     if not folder.is_dir():
         raise ValueError(f"there is no tokenizer folder {folder}: {fix}")
     try:
@@ -166,18 +169,26 @@ def _some(names: list[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + rest
 
 
+def config_file(path: Path) -> Path:
+    """Where config.json lies: in the folder, or beside the file."""
+    return (path if path.is_dir() else path.parent) / "config.json"
+
+
 def read_config(path: Path) -> dict[str, Any]:
-    """config.json beside the weights, or {} where there is none."""
-    file = (path if path.is_dir() else path.parent) / "config.json"
-    if not file.exists():
-        return {}
+    """config.json beside the weights, or {} where there is none. Errors: ValueError for a damaged one."""
+    file = config_file(path)
+    return read_object(file, "repair it, or get it again") if file.exists() else {}
+
+
+def read_sizes(kind: Any, fields: Mapping[str, Any], source: object) -> Any:
+    """One of transformers' configuration classes from the fields of a config.json.
+
+    Errors: ValueError that names the source, and the field whose value cannot be."""
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{file} holds {type(config).__name__}, wanted an object")
-    return config
+        return kind.from_dict(dict(fields))
+    except Exception as error:  # transformers raises many kinds
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{source} has a field that cannot be ({reason}): correct it, or get the file again") from None
 
 
 def write_state(file: Path, state: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None) -> None:

@@ -22,17 +22,19 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-from huggingface_hub import ModelCard, ModelCardData, save_torch_state_dict
+from huggingface_hub import save_torch_state_dict
 from transformers import JanusConfig, JanusForConditionalGeneration, PhiConfig
 
 from openunirl.disk import whole
-from openunirl.models import checkpoints, janus_files, janus_layout
+from openunirl.models import checkpoints, janus_files, janus_layout, model_card
+from openunirl.models.janus_net import sizes_of
 from openunirl.models.janus_prompting import read_tokenizer, roles_of
 from openunirl.models.showo_net import ShowoNet, ShowoSizes
 from openunirl.presets import bundled
+from openunirl.run_directory import read_object
 
 Layout = Literal["official", "hf"]
-Present = Literal["official", "hf", "own"]  # our folder of a Janus: transformers' names, in two files
+Present = Literal["official", "hf", "own"]  # our folder of a Janus: transformers' names, nothing for its processor
 Tensors = Mapping[str, torch.Tensor]
 
 _IMAGE_TOKENIZER = "image_tokenizer.safetensors"
@@ -54,19 +56,32 @@ def convert(
     """Writes `source` into the folder `destination` in `layout`, whole or not at all, and returns the folder.
 
     source: a folder, a file, a hub id or a bundled model. base_model: the hub id that the model card names; by default
-    the source's own. tokenizer: a folder or hub id, for a source that comes without one.
-    Errors: ValueError for a destination that is not empty, a source that cannot be read, is neither Show-o nor Janus or
-    is in that layout already, a weight of another model, and for what the layout cannot express.
+    that of the source's own card, of the run that it is a checkpoint of, or the source itself. tokenizer: a folder or
+    hub id, for a source that comes without one.
+    Errors: ValueError for a destination that is not empty, a base model that is no hub id, a source that cannot be
+    read, is neither Show-o nor Janus or is in that layout already, a weight of another model, and for what the layout
+    cannot express.
     """
     if layout not in get_args(Layout):
         raise ValueError(f"unknown layout {layout!r}; known: {', '.join(get_args(Layout))}")
+    if base_model and not model_card.is_hub_id(base_model):
+        raise ValueError(f"--base-model is {base_model!r}, wanted a hub id (owner/name): correct it, or leave it out")
     _check_free(destination)
     read = _read(source, tokenizer, base_model)
     family, present = _recognise(read)
     if present == layout:
         raise ValueError(f"{source} is in the {layout} layout of {family.title} already: there is nothing to convert")
     written = family.to_hf(read) if layout == "hf" else family.to_official(read)
-    card = _card(read, family, present, layout)
+    card = model_card.card(
+        title=family.title,
+        name=read.name,
+        base=read.base,
+        known=read.card,
+        was="openunirl's own" if present == "own" else f"the {present}",
+        layout=layout,
+        dtypes=", ".join(sorted({str(v.dtype).removeprefix("torch.") for v in read.state.values()})),
+        readers=family.readers[layout],
+    )
     with _whole(destination) as folder:
         save_torch_state_dict(_unshared(written.state), folder, max_shard_size=max_shard_size)
         for target, file in written.copies.items():
@@ -85,21 +100,27 @@ def convert(
 
 @dataclass(frozen=True, kw_only=True)
 class _Source:
-    """What was read. `tokenizer` is the folder of its files, `image_tokenizer` the file that our own folders have
-    beside the language model's; None where there are none."""
+    """What was read from `path`. `card` is what its model card says, `base` what it was made from, `tokenizer` the
+    folder of its files, `image_tokenizer` the file that our own folders of a Show-o have beside the language model's;
+    None where there are none."""
 
     name: str
-    base_model: str
-    folder: Path
+    path: Path
+    card: Any
+    base: list[str]
     state: dict[str, torch.Tensor]
     config: dict[str, Any]
     tokenizer: Path | None
     image_tokenizer: Path | None
 
+    @property
+    def config_file(self) -> Path:
+        return checkpoints.config_file(self.path)
+
     def json(self, file: str, folder: Path | None = None) -> dict[str, Any]:
-        """A JSON file beside the weights, {} where there is none."""
-        path = (folder or self.folder) / file
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        """A JSON file beside the weights, {} where there is none. Errors: ValueError for a damaged one."""
+        path = (folder or self.config_file.parent) / file
+        return read_object(path, "repair it, or get it again") if path.exists() else {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,12 +140,12 @@ def _read(source: str, tokenizer: str | None, base_model: str | None) -> _Source
     found = [f for f in (place / "tokenizer", place) if (f / "tokenizer_config.json").exists()]
     if tokenizer and not found:
         raise ValueError(f"{tokenizer} has no tokenizer_config.json: name a folder or hub id that holds a tokenizer")
-    # A model card is public, so of a local path only the last part is told.
-    name = path.name if Path(source).expanduser().exists() else source
+    card = model_card.read_card(folder)
     return _Source(
-        name=name,
-        base_model=base_model or _source_card(folder).base_model or name,
-        folder=folder,
+        name=model_card.public_name(source),
+        path=path,
+        card=card,
+        base=[base_model] if base_model else model_card.base_of(source, folder, card),
         state=checkpoints.read_state(path, "model" if own else None, keep_dtype=True),
         config=checkpoints.read_config(path),
         tokenizer=found[0] if found else None,
@@ -167,33 +188,6 @@ def _unshared(state: Tensors) -> dict[str, torch.Tensor]:
     return unshared
 
 
-def _source_card(folder: Path) -> Any:
-    """The front matter of the source's own card, or an empty one."""
-    readme = folder / "README.md"
-    return ModelCard.load(readme).data if readme.exists() else ModelCardData()
-
-
-def _card(source: _Source, family: _Family, present: Present, layout: Layout) -> ModelCard:
-    """Names the base model in its front matter, and the licence where the source's own card does."""
-    known = _source_card(source.folder)
-    data = ModelCardData(
-        base_model=source.base_model,
-        library_name="transformers" if layout == "hf" else None,
-        license=known.license,
-        license_name=known.license_name,
-        license_link=known.license_link,
-        tags=["openunirl"],
-    )
-    dtypes = ", ".join(sorted({str(v.dtype).removeprefix("torch.") for v in source.state.values()}))
-    body = (
-        f"# {family.title}, {layout} layout\n\n"
-        f"`openunirl convert --layout {layout}` wrote this folder from `{source.name}`, which was in the {present} "
-        f"layout. The weights ({dtypes}) have new names and the same values; those that no forward pass reads are "
-        f"left out.\n\n{family.readers[layout]}\n"
-    )
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")
-
-
 def _tokenizer_copies(source: _Source, under: str = "") -> dict[str, Path]:
     if source.tokenizer is None:
         return {}
@@ -227,7 +221,7 @@ def _showo_to_hf(source: _Source) -> _Written:
 def _showo_to_official(source: _Source) -> _Written:
     state = {_PREFIX + name: value for name, value in source.state.items()}
     sizes = _check_showo(state, source.name)
-    _check_phi(source.config, sizes)
+    _check_phi(source, sizes)
     config = source.config.get("showo") or {"_class_name": "Showo", "vocab_size": sizes.vocab_size}
     image_tokenizer = _image_tokenizer(source)
     copies = _tokenizer_copies(source, "tokenizer/" if image_tokenizer else "")
@@ -245,11 +239,11 @@ def _check_showo(official_state: Tensors, name: str) -> ShowoSizes:
     return sizes
 
 
-def _check_phi(config: Mapping[str, Any], sizes: ShowoSizes) -> None:
+def _check_phi(source: _Source, sizes: ShowoSizes) -> None:
     """Official checkpoints hold no such fields: they must be what the official class takes for granted."""
-    if not config:
+    if not source.config:
         raise ValueError("a Show-o in transformers' layout needs its config.json beside the weights")
-    given = PhiConfig.from_dict(dict(config))
+    given = checkpoints.read_sizes(PhiConfig, source.config, source.config_file)
     wanted = sizes.phi_config("sdpa")
     for name in ("qk_layernorm", "num_attention_heads", "layer_norm_eps"):
         if getattr(given, name) != getattr(wanted, name):
@@ -261,8 +255,8 @@ def _check_phi(config: Mapping[str, Any], sizes: ShowoSizes) -> None:
 
 # -------------------------------------------------------------------------------------------------------- Janus
 
-_OURS = ("roles", "system", "max_text_len")
-"""Fields of our own config.json that other readers pass over; our adapter takes them from either layout."""
+_OF_PROCESSORS = ("preprocessor_config.json", "generation_config.json")
+"""What `save` leaves out of a Janus' folder, and `convert` writes."""
 
 
 def _janus_layout(source: _Source) -> Present | None:
@@ -270,7 +264,8 @@ def _janus_layout(source: _Source) -> Present | None:
         return "official"
     if not janus_layout.is_hf(source.state):
         return None
-    return "own" if source.image_tokenizer else "hf"
+    whole = all((source.config_file.parent / name).exists() for name in _OF_PROCESSORS)
+    return "own" if "family" in source.config and not whole else "hf"
 
 
 def _janus_to_hf(source: _Source) -> _Written:
@@ -278,43 +273,29 @@ def _janus_to_hf(source: _Source) -> _Written:
     tokens = janus_files.special_tokens(words)
     if janus_layout.is_official(source.state):
         state = janus_layout.to_hf(source.state)
-        config = janus_layout.hf_config(source.config, source.state, tokens)
+        config = janus_layout.hf_config(source.config, source.state, tokens, source.config_file)
     else:
-        state = _janus_joined(source)
+        state = source.state
         config = _janus_config(source, state) | {"image_token_id": tokens.placeholder}
     _check_janus(config, state, source.name)
-    files = janus_files.hf_files(config, tokens, *_janus_files(source))
     config |= _janus_ours(source, words)
+    files = janus_files.hf_files(config, tokens, *_janus_files(source))
     return _Written(state=state, json={"config.json": config, **files}, copies=_tokenizer_copies(source))
 
 
 def _janus_to_official(source: _Source) -> _Written:
     words = _janus_tokenizer(source)
-    state = _janus_joined(source)
-    config = _janus_config(source, state)
-    _check_janus(config, state, source.name)
+    config = _janus_config(source, source.state)
+    _check_janus(config, source.state, source.name)
     files = janus_files.official_files(config, *_janus_files(source))
     config = janus_layout.official_config(config) | _janus_ours(source, words)
-    state = janus_layout.to_official(state)
+    state = janus_layout.to_official(source.state)
     return _Written(state=state, json={"config.json": config, **files}, copies=_tokenizer_copies(source))
-
-
-def _janus_joined(source: _Source) -> dict[str, torch.Tensor]:
-    """All weights under transformers' names, those of the image tokenizer included."""
-    if source.image_tokenizer is None:
-        return source.state
-    part = checkpoints.read_state(source.image_tokenizer, keep_dtype=True)
-    return source.state | {f"model.vqmodel.{name}": value for name, value in part.items()}
 
 
 def _janus_config(source: _Source, hf_state: Tensors) -> dict[str, Any]:
     """transformers' configuration beside the weights, its defaults written out and its head untied."""
-    parts = {name: source.config.get(name) for name in ("text_config", "vision_config", "vq_config")}
-    missing = [name for name, part in parts.items() if not isinstance(part, dict)]
-    if missing:
-        raise ValueError(f"{source.name} has no config.json with {missing[0]}: it is not a Janus in that layout")
-    image_token = {k: v for k, v in source.config.items() if k == "image_token_id"}
-    config = JanusConfig.from_dict({**parts, **image_token, "tie_word_embeddings": False})
+    config = sizes_of(source.config, source.config_file)
     known = {"architectures": ["JanusForConditionalGeneration"], "dtype": janus_layout.dtype_name(hf_state)}
     return json.loads(config.to_json_string()) | known
 
@@ -328,19 +309,25 @@ def _check_janus(hf_config: Mapping[str, Any], hf_state: Tensors, name: str) -> 
 def _janus_files(source: _Source) -> tuple[dict[str, Any], dict[str, Any]]:
     """The tokenizer's and the image processor's configuration; the latter may lie inside the processor's."""
     pixels = source.json("processor_config.json").get("image_processor") or source.json("preprocessor_config.json")
+    if not isinstance(pixels, dict):
+        file = source.config_file.with_name("processor_config.json")
+        raise ValueError(f"{file}: image_processor is {pixels!r}, wanted an object: correct it, or get the file again")
     return source.json("tokenizer_config.json", source.tokenizer), pixels
 
 
 def _janus_ours(source: _Source, words: Any) -> dict[str, Any]:
     """Roles are written down because only the name of Janus-1.3B tells its own, and the name is lost here."""
-    roles = list(roles_of(f"{source.name} {source.base_model}", words))
-    return {"family": "janus", "roles": roles} | {k: source.config[k] for k in _OURS if k in source.config}
+    ours = {"family": "janus"} | janus_files.own_fields(source.config, source.config_file)
+    if "roles" not in ours:
+        fix = "give --base-model deepseek-ai/Janus-1.3B"
+        ours["roles"] = list(roles_of(source.name, words, str(source.path.resolve()), *source.base, fix=fix))
+    return ours
 
 
 def _janus_tokenizer(source: _Source) -> Any:
     if source.tokenizer is None:
         raise ValueError(f"{source.name} has no tokenizer: name a folder or hub id that holds one with --tokenizer")
-    return read_tokenizer(source.tokenizer)
+    return read_tokenizer(source.tokenizer, "--tokenizer")
 
 
 # ----------------------------------------------------------------------------------------------------- families

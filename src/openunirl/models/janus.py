@@ -82,30 +82,30 @@ class Janus(Adapter):
 
     @classmethod
     def load(cls, path: Path, source: ModelConfig) -> Janus:
-        """From a folder in deepseek-ai's layout, or in transformers', which is what `save` writes.
-
-        Errors: ValueError for weights or sizes that do not fit."""
+        """From a folder in deepseek-ai's layout, or in transformers', which is what `save` writes. Errors: ValueError
+        for weights or sizes that do not fit, and for a field of config.json that cannot be."""
         if source.image_tokenizer is not None:
             raise ValueError("a Janus checkpoint holds its image tokenizer: leave --model.image-tokenizer out")
-        config, state = checkpoints.read_config(path), checkpoints.read_state(path)
+        config, state, file = checkpoints.read_config(path), checkpoints.read_state(path), checkpoints.config_file(path)
+        own = janus_files.own_fields(config, file)
         if janus_layout.is_official(state):
-            config, state = config | janus_layout.hf_config(config, state), janus_layout.to_hf(state)
-        sizes: Any = sizes_of(config)
+            config, state = janus_layout.hf_config(config, state, source=file), janus_layout.to_hf(state)
+        sizes: Any = sizes_of(config, file)
         net, vq = JanusNet(sizes, attn_implementation=source.attn_implementation), JanusVQ(sizes.vq_config)
         trained, frozen = janus_layout.split(state)
         checkpoints.load_strictly(net, trained, path)
         checkpoints.load_strictly(vq, frozen, path)
         tokenizer = read_tokenizer(checkpoints.resolve(source.tokenizer) if source.tokenizer else path)
-        user, assistant = source.roles or config.get("roles") or roles_of(Path(source.weights).name, tokenizer)
+        user, assistant = source.roles or own.get("roles") or roles_of(source.weights, tokenizer, str(path.resolve()))
         seen = (sizes.vision_config.image_size // sizes.vision_config.patch_size) ** 2
-        limit = config.get("max_text_len", sizes.text_config.max_position_embeddings - seen)
+        limit = own.get("max_text_len", sizes.text_config.max_position_embeddings - seen)
         prompting = Prompting(
             tokenizer,
             num_codes=vq.num_codes,
             num_image_tokens=seen,
             max_text_len=source.max_text_len or limit,
             roles=(user, assistant),
-            system=config.get("system", SYSTEM),
+            system=own.get("system", SYSTEM),
         )
         model = cls(net, vq, prompting, sizes)
         if source.num_image_tokens not in (None, model.num_image_tokens):

@@ -2,7 +2,7 @@
 
 In: a configuration in transformers' layout, the source's tokenizer_config.json and preprocessor_config.json. Out: the
 content of those files, of processor_config.json and of generation_config.json in the wanted layout; and our own
-config.json.
+config.json, written and read.
 
 Departures: 1. a tokenizer is declared as PreTrainedTokenizerFast for transformers: version 5 rebuilds whatever calls
 itself a Llama tokenizer, with other ids; 2. no chat template is made up, because roles differ between checkpoints.
@@ -11,7 +11,7 @@ itself a Llama tokenizer, with other ids; 2. no chat template is made up, becaus
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from transformers import JanusConfig
@@ -25,6 +25,7 @@ from openunirl.models.janus_prompting import (
     PAD,
     PLACEHOLDER,
     SHORTEST_SIDE,
+    SYSTEM,
     Prompting,
 )
 
@@ -56,7 +57,7 @@ def hf_files(
         "processor_config.json": {
             "processor_class": "JanusProcessor",
             "num_image_tokens": vision["num_image_tokens"],
-            "use_default_system_prompt": True,
+            "use_default_system_prompt": hf_config.get("system", SYSTEM) == SYSTEM,
         },
         "generation_config.json": {
             "bos_token_id": tokens.bos,
@@ -106,6 +107,24 @@ def special_tokens(tokenizer: Any) -> SpecialTokens:
         begin_of_image=known[BEGIN_IMAGE],
         placeholder=known[PLACEHOLDER],
     )
+
+
+_OWN: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "roles": ("two texts", lambda v: isinstance(v, list) and len(v) == 2 and all(isinstance(r, str) for r in v)),
+    "system": ("a text", lambda v: isinstance(v, str)),
+    "max_text_len": ("a whole number above 0", lambda v: type(v) is int and v > 0),
+}
+"""Fields of our own config.json that other readers pass over, in whichever layout: what each holds."""
+
+
+def own_fields(config: Mapping[str, Any], source: object) -> dict[str, Any]:
+    """Those of our own fields that are there. Errors: ValueError that names the source and a field that cannot be."""
+    found = {name: config[name] for name in _OWN if name in config}
+    for name, value in found.items():
+        wanted, fits = _OWN[name]
+        if not fits(value):
+            raise ValueError(f"{source}: {name} is {value!r}, wanted {wanted}: correct it, or get the file again")
+    return found
 
 
 def own_config(sizes: JanusConfig, prompting: Prompting) -> dict[str, Any]:

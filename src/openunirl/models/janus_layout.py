@@ -23,6 +23,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from transformers import JanusConfig, LlamaConfig
 
+from openunirl.models import checkpoints
+
 Tensors = Mapping[str, torch.Tensor]
 
 
@@ -201,18 +203,24 @@ _LANGUAGE_FIELDS = (
 
 
 def hf_config(
-    official_config: Mapping[str, Any], official_state: Tensors, tokens: SpecialTokens | None = None
+    official_config: Mapping[str, Any],
+    official_state: Tensors,
+    tokens: SpecialTokens | None = None,
+    source: object = "config.json",
 ) -> dict[str, Any]:
     """The config.json of JanusForConditionalGeneration for an official checkpoint, its head untied.
 
-    Without `tokens` the ids are transformers' defaults. Errors: ValueError where a field or a weight that tells a size
-    is missing, or the vision tower's head count is not known.
+    Without `tokens` the ids are transformers' defaults. Errors: ValueError, beginning with `source`, where a field or a
+    weight that tells a size is missing or a field cannot be, or the vision tower's head count is not known.
     """
     try:
+        for part in ("language_config", "vision_config"):
+            if not isinstance(official_config[part], dict):
+                raise ValueError(f"{source}: its {part} is {official_config[part]!r}, wanted an object")
         vision, vq = _vision_config(official_config, official_state), _vq_config(official_state)
         text = dict(official_config["language_config"])
     except KeyError as error:
-        raise ValueError(f"this is not a whole Janus checkpoint: {error} is missing") from None
+        raise ValueError(f"{source}: this is not a whole Janus checkpoint: {error} is missing") from None
     for left_out in ("torch_dtype", "dtype", "architectures", "_attn_implementation", "_attn_implementation_internal"):
         text.pop(left_out, None)
     text |= {"model_type": "llama", "tie_word_embeddings": False}
@@ -220,7 +228,8 @@ def hf_config(
     if tokens is not None:
         text |= {"bos_token_id": tokens.bos, "eos_token_id": tokens.eos, "pad_token_id": tokens.pad}
         ids = {"image_token_id": tokens.placeholder}
-    config = JanusConfig(text_config=text, vision_config=vision, vq_config=vq, tie_word_embeddings=False, **ids)
+    parts = {"text_config": text, "vision_config": vision, "vq_config": vq, "tie_word_embeddings": False, **ids}
+    config = checkpoints.read_sizes(JanusConfig, parts, source)
     dtype = dtype_name(official_state)
     return json.loads(config.to_json_string()) | {"architectures": ["JanusForConditionalGeneration"], "dtype": dtype}
 

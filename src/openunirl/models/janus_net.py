@@ -25,6 +25,7 @@ from transformers import JanusConfig, JanusVisionModel, LlamaModel
 from transformers.models.janus.modeling_janus import JanusVisionAlignerMLP, JanusVQVAEAlignerMLP, JanusVQVAEHead
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
+from openunirl.models import checkpoints
 from openunirl.models.chunked import Reduce, in_chunks
 from openunirl.models.layers import PrefixCache, RowsLinear
 from openunirl.models.trunk import Rotation, additive_mask, attend, run_layers, selected
@@ -135,11 +136,13 @@ def _use_torch_norms(llama: nn.Module, eps: float) -> None:
             llama.set_submodule(name, nn.RMSNorm(weight.shape[0], eps=eps))
 
 
-def sizes_of(config: Mapping[str, Any]) -> JanusConfig:
-    """All sizes from a config.json in transformers' layout. Errors: ValueError where a part is missing."""
+def sizes_of(config: Mapping[str, Any], source: object = "config.json") -> JanusConfig:
+    """All sizes from a config.json in transformers' layout.
+
+    Errors: ValueError, beginning with `source`, where a part is missing or a field cannot be."""
     parts = {f"{part}_config": config.get(f"{part}_config") for part in ("text", "vision", "vq")}
     missing = [name for name, value in parts.items() if not isinstance(value, dict)]
     if missing:
-        raise ValueError(f"config.json has no {missing[0]}: it is not that of a Janus checkpoint")
+        raise ValueError(f"{source} has no {missing[0]}: it is not that of a Janus checkpoint in transformers' layout")
     kept = {name: config[name] for name in ("image_token_id",) if name in config}
-    return JanusConfig.from_dict({**parts, **kept, "tie_word_embeddings": False})
+    return checkpoints.read_sizes(JanusConfig, {**parts, **kept, "tie_word_embeddings": False}, source)

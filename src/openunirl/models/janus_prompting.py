@@ -13,6 +13,8 @@ Shapes: L positions, H height, W width. Ids are lists; padding is up to the call
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from rich.console import Console
 from transformers import PreTrainedTokenizerFast
 
 from openunirl.models import checkpoints
@@ -37,23 +40,35 @@ BACKGROUND = 127  # int(0.5 * 255), around a picture that is not square
 SHORTEST_SIDE = 14
 
 
-def read_tokenizer(path: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer in a folder, or beside a file. Errors: ValueError where there is no tokenizer.json, or a damaged
-    one."""
+def read_tokenizer(path: Path, flag: str = "--model.tokenizer") -> PreTrainedTokenizerFast:
+    """The tokenizer in a folder, or beside a file; `flag` names another on the command line. Errors: ValueError where
+    there is no tokenizer.json, or a damaged one."""
     folder = path if path.is_dir() else path.parent
     if not (folder / "tokenizer.json").exists():
-        raise ValueError(f"{folder} holds no tokenizer.json: name a folder that does with --model.tokenizer")
-    return checkpoints.read_tokenizer(folder, PreTrainedTokenizerFast)
+        raise ValueError(f"{folder} holds no tokenizer.json: name a folder that does with {flag}")
+    return checkpoints.read_tokenizer(folder, PreTrainedTokenizerFast, flag)
 
 
-def roles_of(name: str, tokenizer: Any) -> tuple[str, str]:
+def roles_of(
+    name: str, tokenizer: Any, *others: str, fix: str = "give --model.roles User Assistant"
+) -> tuple[str, str]:
     """What a checkpoint calls user and assistant: Janus-1.3B writes words, Janus-Pro its tokenizer's own role tokens.
 
-    The tokenizers alone do not tell the two apart, so the checkpoint's name goes first.
+    The tokenizers alone do not tell the two apart, but the checkpoint's name and `others` (its whole path, its base
+    model) may: the last mention counts. Where none does, it is taken for Janus-Pro, with a warning that tells the fix.
+
+    Example: roles_of("abc", tokenizer, "/hub/models--deepseek-ai--Janus-1.3B/snapshots/abc") == PLAIN_ROLES
     """
-    if "janus-1.3b" in name.lower():
+    if not set(TAGGED_ROLES) <= tokenizer.get_vocab().keys():
         return PLAIN_ROLES
-    return TAGGED_ROLES if set(TAGGED_ROLES) <= tokenizer.get_vocab().keys() else PLAIN_ROLES
+    told = re.findall(r"janus[-_](1\.3b|pro)", " ".join((name, *others)).lower())
+    if not told:
+        warning = (
+            f"warning: no name tells whether {name} is a Janus-Pro, so its prompts say {' and '.join(TAGGED_ROLES)}: "
+            f'if it comes from Janus-1.3B, {fix}, or write "roles": {json.dumps(PLAIN_ROLES)} into its config.json'
+        )
+        Console(stderr=True).print(warning, style="yellow", highlight=False, markup=False, soft_wrap=True)
+    return PLAIN_ROLES if told[-1:] == ["1.3b"] else TAGGED_ROLES
 
 
 def chat(turns: Sequence[tuple[str, str]], system: str) -> str:
