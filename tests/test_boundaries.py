@@ -13,7 +13,7 @@ from link_lines import LINK, relinked
 from openunirl.config import EvalConfig, LossConfig, ModelConfig, RewardConfig, RolloutConfig, RunConfig, TrainConfig
 from openunirl.models.protocol import load_model
 from openunirl.models.tiny import build
-from openunirl.presets import PRESETS
+from openunirl.presets import BUNDLED, PRESETS, bundled
 from openunirl.rewards import Rewards
 from openunirl.tasks import shapes
 from openunirl.types import ImageSampling
@@ -155,6 +155,12 @@ def test_what_the_method_page_mentions_exists():
         assert re.search(rf"^\s*(def |class )?{name}\b\s*[:=(\[]|[\"']{name}[\"']", code, re.MULTILINE), name
     for path in re.findall(r"`((?:tests|benchmarks)/[\w/]+\.py)`", page):
         assert (root / path).is_file(), path
+
+
+@pytest.mark.parametrize("name", sorted(BUNDLED))
+def test_a_bundled_model_stays_small(name):
+    folder = Path(bundled(name) or "")
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 8e6
 
 
 def test_files_stay_small():
