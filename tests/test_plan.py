@@ -106,6 +106,11 @@ def test_adapters_are_all_that_is_trained():
     assert lora.optimizer == pytest.approx(2 * lora.gradients, rel=0.05)
 
 
+def test_a_mean_of_weights_is_held_too():
+    plain, mean = rehearse(small(), RATES), rehearse(small(train=TrainConfig(swa_steps=2)), RATES)
+    assert mean.optimizer - plain.optimizer == pytest.approx(plain.gradients, rel=0.05)
+
+
 def test_a_base_on_the_cpu_visits_while_it_scores():
     config = small()
     copy = rehearse(config, RATES)

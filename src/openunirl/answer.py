@@ -31,8 +31,9 @@ from openunirl.disk import naming
 from openunirl.draws import key
 from openunirl.evaluation.files import write_summary
 from openunirl.evaluation.image_folder import read_picture as decode_picture
-from openunirl.generate import best_device, check_numbers, check_settings, fingerprint, progress_bar, text_of, warn
+from openunirl.generate import best_device, check_numbers, check_settings, fingerprint, progress_bar, text_of
 from openunirl.models.protocol import UnifiedModel, load_model
+from openunirl.notices import warn
 from openunirl.provenance import about
 from openunirl.tasks.records import read_jsonl
 from openunirl.types import AnswerSampling, ImageQuestion
@@ -97,7 +98,8 @@ def answer(
             write_summary(known.parent, known.stem, settings | about(command))
     missing = [job for job in jobs if job.pair not in done]
     origin = str(images) if isinstance(images, Path) else "--questions" if questions else "the prompts' questions"
-    warn(unknown_words(adapter, model.weights, (job.question for job in missing), origin))
+    for told in unknown_words(adapter, model.weights, (job.question for job in missing), origin):
+        warn(told)
     console = Console(stderr=True)
     with (
         progress_bar(console, disable=output is None and sys.stdout.isatty()) as progress,  # rows there show it, too

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from openunirl.config import META_DETECTOR, OPENAI_CLIP, EvalConfig, ModelConfig
 from openunirl.evaluation.images_command import evaluate_images
 from openunirl.evaluation.of_model import check_model_folder, known_evaluation, published_name
 from openunirl.flags import FLAT, HELP, UsageError, given, parse, unknown
+from openunirl.notices import warn
 from openunirl.presets import BUNDLED, bundled
 from openunirl.presets_real import PUBLISHED, KnownModel
 from openunirl.run_directory import is_evaluation
@@ -103,13 +103,14 @@ def read_settings(kind: type[T], default: T, argv: list[str], prog: str, fill: F
         if known is None and not given(argv) & set(names):
             flags, verb = " and ".join(f"--{name}" for name in names), "have" if len(names) > 1 else "has"
             told.append(
-                f"warning: {weights} does not tell which settings it is meant to have, and {flags} {verb} the default; "
+                f"{weights} does not tell which settings it is meant to have, and {flags} {verb} the default; "
                 f"--settings NAME takes those of the published model that it comes from ({', '.join(PUBLISHED)})"
             )
         return {} if known is None else fill(known.eval)
 
     args = read_arguments(kind, default, argv, prog, fill, found)
-    print(*told, sep="\n", end="\n" if told else "", file=sys.stderr)
+    for sentence in told:
+        warn(sentence)
     return args
 
 

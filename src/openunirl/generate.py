@@ -31,6 +31,7 @@ from openunirl.evaluation.files import write_summary
 from openunirl.evaluation.kept import place_of, write_picture
 from openunirl.evaluation.run import to_uint8
 from openunirl.models.protocol import UnifiedModel, load_model
+from openunirl.notices import warn
 from openunirl.provenance import about
 from openunirl.tasks.records import PROMPT_KEYS, read_jsonl, read_prompts, write_jsonl
 from openunirl.types import ImageSampling
@@ -66,18 +67,14 @@ def generate(
     check_sampling_of(adapter, sampling)
     open_folder(adapter, output_dir, settings, command=command)
     texts = (record["prompt"] for record in records)
-    warn(unknown_words(adapter, model.weights, texts, str(prompts) if isinstance(prompts, Path) else "--prompts"))
+    for told in unknown_words(
+        adapter, model.weights, texts, str(prompts) if isinstance(prompts, Path) else "--prompts"
+    ):
+        warn(told)
     draw_missing(
         adapter, records, output_dir, num_images=num_images, seed=seed, batch_size=batch_size, sampling=sampling
     )
     return output_dir
-
-
-def warn(sentences: Iterable[str]) -> None:
-    """On stderr."""
-    console = Console(stderr=True)
-    for told in sentences:
-        console.print(f"warning: {told}", style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 def drawing_settings(

@@ -32,6 +32,7 @@ from openunirl.losses import Stats
 from openunirl.metrics import JsonlTracker
 from openunirl.models.adapter import REFERENCE
 from openunirl.models.protocol import UnifiedModel, load_model
+from openunirl.notices import warn
 from openunirl.optim import average_weights, build_optimizer, drop_average, lr_factor, take_average
 from openunirl.replay import Replay
 from openunirl.report import read_side, write_report
@@ -217,7 +218,7 @@ class Run:
 
     def warn(self, told: str) -> None:
         if self.processes.is_main:
-            self.console.print(f"warning: {told}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+            warn(told, self.console)
 
     def settle_weights(self, step: int) -> None:
         """Counts the last steps' weights into their mean; after the last they become it, and blend with the base's."""

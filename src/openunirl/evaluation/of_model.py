@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from openunirl.config import EvalConfig, RunConfig, from_dict
 from openunirl.flags import UsageError
@@ -59,17 +59,26 @@ def known_evaluation(weights: str) -> KnownEvaluation | None:
 
 
 def base_of_card(folder: Path) -> str:
-    """The base model that a folder's model card names, as `convert` writes it; "" where none does."""
-    card = folder / "README.md"
-    if not card.is_file():
-        return ""
-    from huggingface_hub import ModelCard
-
+    """The base model that a folder's model card names, as `convert` writes it; "" where none does, or it is damaged."""
     try:
-        base = ModelCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.get("base_model")
-    except Exception:  # a card is prose: what it fails to say is not known
+        base = read_card(folder).base_model
+    except ValueError:  # a card is prose: what it fails to say is not known
         return ""
     return base if isinstance(base, str) else ""
+
+
+def read_card(folder: Path) -> Any:
+    """The front matter of the card (README.md) in a folder, or an empty one. Errors: ValueError for a damaged one."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    readme = folder / "README.md"
+    try:
+        return ModelCard.load(readme).data if readme.is_file() else ModelCardData()
+    except Exception as error:  # YAML raises many kinds
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"the front matter of {readme} cannot be read ({reason}): repair it, or remove the file"
+        ) from None
 
 
 def run_of(checkpoint: Path) -> RunConfig | None:

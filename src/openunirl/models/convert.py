@@ -26,6 +26,7 @@ from huggingface_hub import save_torch_state_dict
 from transformers import JanusConfig, JanusForConditionalGeneration, PhiConfig
 
 from openunirl.disk import whole
+from openunirl.evaluation.of_model import read_card
 from openunirl.models import checkpoints, janus_files, janus_layout, model_card
 from openunirl.models.janus_net import sizes_of
 from openunirl.models.janus_prompting import read_tokenizer, roles_of
@@ -140,7 +141,7 @@ def _read(source: str, tokenizer: str | None, base_model: str | None) -> _Source
     found = [f for f in (place / "tokenizer", place) if (f / "tokenizer_config.json").exists()]
     if tokenizer and not found:
         raise ValueError(f"{tokenizer} has no tokenizer_config.json: name a folder or hub id that holds a tokenizer")
-    card = model_card.read_card(folder)
+    card = read_card(folder)
     return _Source(
         name=model_card.public_name(source),
         path=path,

@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from rich.console import Console
 from transformers import PreTrainedTokenizerFast
 
 from openunirl.models import checkpoints
+from openunirl.notices import warn
 
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
 PLACEHOLDER, BEGIN_IMAGE, END_IMAGE = "<image_placeholder>", "<begin_of_image>", "<end_of_image>"
@@ -63,11 +63,10 @@ def roles_of(
         return PLAIN_ROLES
     told = re.findall(r"janus[-_](1\.3b|pro)", " ".join((name, *others)).lower())
     if not told:
-        warning = (
-            f"warning: no name tells whether {name} is a Janus-Pro, so its prompts say {' and '.join(TAGGED_ROLES)}: "
+        warn(
+            f"no name tells whether {name} is a Janus-Pro, so its prompts say {' and '.join(TAGGED_ROLES)}: "
             f'if it comes from Janus-1.3B, {fix}, or write "roles": {json.dumps(PLAIN_ROLES)} into its config.json'
         )
-        Console(stderr=True).print(warning, style="yellow", highlight=False, markup=False, soft_wrap=True)
     return PLAIN_ROLES if told[-1:] == ["1.3b"] else TAGGED_ROLES
 
 

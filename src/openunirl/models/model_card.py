@@ -27,18 +27,6 @@ def public_name(source: str) -> str:
     return source if is_hub_id(source) and not path.exists() else path.absolute().name
 
 
-def read_card(folder: Path) -> Any:
-    """The front matter of the card in a folder, or an empty one. Errors: ValueError for one that cannot be read."""
-    readme = folder / "README.md"
-    try:
-        return ModelCard.load(readme).data if readme.exists() else ModelCardData()
-    except Exception as error:  # YAML raises many kinds
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"the front matter of {readme} cannot be read ({reason}): repair it, or remove the file"
-        ) from None
-
-
 def base_of(source: str, folder: Path, known: Any) -> list[str]:
     """What a checkpoint was made from: what its card `known` names, else the model that its run began with, else the
     source itself. Errors: ValueError for a run whose config.json is damaged."""
