@@ -244,7 +244,7 @@ def test_full_precision_is_put_back():
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
             before = state()
             with full_precision():
-                assert state() == ("highest", False, True)
+                assert state() == ("highest", False, False)
             assert state() == before == ("medium", True, True)
     finally:
         torch.set_float32_matmul_precision(at_first)

@@ -32,11 +32,13 @@ def mix(x: torch.Tensor) -> torch.Tensor:
 
 
 def key(*parts: int | torch.Tensor) -> torch.Tensor:
-    """Folds integers (or broadcastable int64 tensors) into one int64 key. Order matters; key(1, 2) != key(2, 1)."""
-    folded = torch.zeros((), dtype=torch.int64)
+    """Folds integers (or broadcastable int64 tensors) into one int64 key, on the accelerator where a part lies there.
+    Order matters; key(1, 2) != key(2, 1)."""
+    devices = [part.device for part in parts if isinstance(part, torch.Tensor)]
+    device = next((each for each in devices if each.type != "cpu"), torch.device("cpu"))
+    folded = torch.zeros((), dtype=torch.int64, device=device)
     for part in parts:
-        part = torch.as_tensor(part, dtype=torch.int64)
-        folded = mix(folded.to(part.device) ^ mix(part))
+        folded = mix(folded ^ mix(torch.as_tensor(part, dtype=torch.int64, device=device)))
     return folded
 
 
