@@ -1,6 +1,7 @@
 """Log-prob estimators of a masked model against the exact one: bias and noise of the log-prob and of its gradient.
 
-    python benchmarks/estimators.py [--preset tiny-showo-grpo] [--batches 2] [--prompts 4] [--images 4] [--draws 6]
+    python benchmarks/estimators.py [--preset tiny-showo-grpo] [--guidance-scale 1.5] [--batches 2] [--prompts 4]
+                                    [--images 4] [--draws 6]
 
 The untouched base rolls out `--batches` batches. For its draws, the guided log-prob over all steps of the trajectory is
 exact (it equals the sampler's, which is checked first); every estimator is drawn `--draws` times on the same images.
@@ -16,7 +17,7 @@ Columns, each the mean over batches (of numerators and denominators apart, where
 
 twice: for the policy gradient (each image weighted by its advantage under the preset's reward) and for the gradient of
 the mean log-prob. Unguided rows score the conditional branch only; "to time 0.5": random masks of early states only
-(mask_time), as the demo's preset draws them. Seed: the preset's.
+(mask_time), as the demo's preset draws them. Seed, and unless --guidance-scale is given the guidance: the preset's.
 """
 
 from __future__ import annotations
@@ -169,11 +170,15 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--draws", type=int, default=6)
+    parser.add_argument("--guidance-scale", type=float, help="of the sampler; by default the preset's")
     args = parser.parse_args()
     if args.batches < 1 or args.prompts < 1 or args.images < 2 or args.draws < 2:
         parser.error("wanted --batches 1, --prompts 1, --images 2 and --draws 2 at least")
     preset, started = PRESETS[args.preset], time.perf_counter()
-    config = replace(preset, rollout=replace(preset.rollout, num_generations=args.images))
+    sampling = preset.rollout.sampling
+    if args.guidance_scale is not None:
+        sampling = replace(sampling, guidance_scale=args.guidance_scale)
+    config = replace(preset, rollout=replace(preset.rollout, num_generations=args.images, sampling=sampling))
     print(f"`python {' '.join(sys.argv)}`, seed {config.seed}, commit {commit()}\n", flush=True)
     measure(config, args.batches, args.prompts, args.images, args.draws)
     print(f"{time.perf_counter() - started:.0f} seconds, {torch.get_num_threads()} threads")

@@ -205,6 +205,20 @@ def rewards(seed: int, cell: dict[str, Any]) -> list[list[float]]:
     return cell["reward"]
 
 
+ALIKE = (("sft-e2e", "grpo-e2e"), ("sft", "grpo"), ("sft-t2i-only", "t2i-only"), ("sft-mmu-only", "mmu-only"))
+"""Cells that differ in SFT against GRPO only: they share a colour, SFT's line is dashed."""
+
+
+def looks(name: str) -> dict[str, str]:
+    """Colour and style of a cell's line; no two cells share both."""
+    pair = next((pair for pair in ALIKE if name in pair), None)
+    if pair:
+        return {"color": f"C{ALIKE.index(pair)}", "linestyle": "--" if name == pair[0] else "-"}
+    others = [each for each in CELLS if each != "base" and not any(each in pair for pair in ALIKE)]
+    dotted = name in ("shuffled", "recipe")
+    return {"color": f"C{len(ALIKE) + others.index(name)}", "linestyle": ":" if dotted else "-"}
+
+
 def draw(found: dict[str, Cells], path: Path) -> None:
     """One row of three panels per model; a line is the mean over seeds."""
     figure = Figure(figsize=(12, 3.4 * len(found) + 0.8), layout="constrained")
@@ -218,12 +232,12 @@ def draw(found: dict[str, Cells], path: Path) -> None:
             "understanding": probes(base, 2),
         }
         for panel, (what, points) in zip(panels, curves.items(), strict=True):
-            for number, name in enumerate(name for name in CELLS if name != "base"):
+            for name in (name for name in CELLS if name != "base"):
                 mean = line(cells.get(name, {}), points)
                 if mean is None:
                     continue
-                shown, style = smooth(mean) if points is rewards else mean, "--" if name == "shuffled" else "-"
-                (legend[CELLS[name].says],) = panel.plot(*shown.T, style, color=f"C{number}", linewidth=1.4)
+                shown = smooth(mean) if points is rewards else mean
+                (legend[CELLS[name].says],) = panel.plot(*shown.T, linewidth=1.5, **looks(name))
             panel.set(title=f"{model}: {what}", xlabel="generated images")
             panel.grid(alpha=0.25)
     if legend:
@@ -236,6 +250,23 @@ def draw(found: dict[str, Cells], path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------- the page
 
 
+PARTS = ("--models", "--cells", "--seeds", "--results")
+"""Flags that say which cells a call trains and where the page goes, and nothing of what a cell is."""
+
+
+def whole(call: str) -> str:
+    """The command that makes all cells at once, of one that made some: without its folders and PARTS.
+
+    Example: whole("/a/table.py /b --seeds 0 1 --images 96") -> "python benchmarks/table.py OUT --images 96"
+    """
+    script, _, *flags = call.split(" ")
+    kept, flag = [], ""
+    for word in flags:
+        flag = word if word.startswith("--") else flag
+        kept += [] if flag in PARTS else [word]
+    return " ".join(["python benchmarks/" + Path(script).name, "OUT", *kept])
+
+
 def write_page(out: Path, page: Path, *, cap: float) -> None:
     """Writes `page` and, beside it, its figure. Errors: ValueError for a folder without a cell."""
     found = read_cells(out)
@@ -243,14 +274,16 @@ def write_page(out: Path, page: Path, *, cap: float) -> None:
         raise ValueError(f"{out} holds no finished cell: run the table without --page-only first")
     every = [cell for cells in found.values() for seeds in cells.values() for cell in seeds.values()]
     commits = ", ".join(sorted({cell["commit"] for cell in every}))
-    commands = ", ".join(f"`{command}`" for command in sorted({cell["command"] for cell in every}))
+    calls = {cell["command"] for cell in every}
+    commands = ", ".join(f"`{command}`" for command in sorted({whole(call) for call in calls}))
     figure = page.with_suffix(".png")
     draw(found, figure)
     sizes = sorted({(len(cell["correct"]), len(cell["understood"])) for cell in every if "correct" in cell})
     judged = "; ".join(f"{images} images and {references} reference pictures" for images, references in sizes)
     text = [
         "# Results: every objective on both tiny models",
-        f"{commands}, commit {commits}. The script writes this page; [experiments.md](experiments.md) says more.",
+        f"{commands}, in {len(calls)} call{'s' if len(calls) > 1 else ''} of some of the cells each, commit {commits}. "
+        "The script writes this page; [experiments.md](experiments.md#the-methods-table) says what it shows.",
         TOLD.format(judged=judged).strip(),
         f"![Reward, oracle and understanding over generated images]({figure.name})",
         FIGURE.strip(),
