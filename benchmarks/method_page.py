@@ -250,6 +250,7 @@ def draw(found: dict[str, Cells], path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------- the page
 
 
+SAID = "experiments.md#2026-11-26-the-methods-table"
 PARTS = ("--models", "--cells", "--seeds", "--results")
 """Flags that say which cells a call trains and where the page goes, and nothing of what a cell is."""
 
@@ -283,7 +284,7 @@ def write_page(out: Path, page: Path, *, cap: float) -> None:
     text = [
         "# Results: every objective on both tiny models",
         f"{commands}, in {len(calls)} call{'s' if len(calls) > 1 else ''} of some of the cells each, commit {commits}. "
-        "The script writes this page; [experiments.md](experiments.md#the-methods-table) says what it shows.",
+        f"The script writes this page; [experiments.md]({SAID}) says what it shows.",
         TOLD.format(judged=judged).strip(),
         f"![Reward, oracle and understanding over generated images]({figure.name})",
         FIGURE.strip(),

@@ -185,7 +185,8 @@ def test_a_show_o_whose_field_cannot_be_is_named_with_the_fix(models, tmp_path):
 
 def test_a_janus_of_its_authors_whose_field_cannot_be_is_named_with_the_fix(models, tmp_path):
     folder = convert.convert(str(models / "tiny-janus"), tmp_path / "official", "official")
-    for value, names in (("many", ("language_config", "num_hidden_layers")), ("mine", ("vision_config",))):
+    depth = ("language_config", "num_hidden_layers")
+    for value, names in (("many", depth), (2**31, depth), ("mine", ("vision_config",))):
         field(value, *names)(folder)
         for use in (load_model, lambda f: convert.convert(str(f), tmp_path / "hf", "hf")):
             with pytest.raises(ValueError, match=f"{folder}/config.json.*{names[-1]}.*{value}"):

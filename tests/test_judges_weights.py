@@ -127,6 +127,32 @@ def test_weights_are_compared_with_the_network(sound, tmp_path, name, number):
         check_whole({"mask2former": InstanceNet, "clip": CLIPModel}[name], str(folder))
 
 
+@pytest.mark.parametrize(
+    ("name", "at"),
+    [
+        ("mask2former", ("encoder_layers",)),
+        ("mask2former", ("backbone_config", "depths", 1)),
+        ("clip", ("vision_config", "num_hidden_layers")),
+        ("chat", ("num_hidden_layers",)),
+    ],
+)
+def test_layers_without_end_are_refused_and_not_built(sound, tmp_path, name, at):
+    """Damaged digits: a network of 2^31 layers takes all memory before any weight is missed."""
+    folder = shutil.copytree(sound / name, tmp_path / name)
+    config = json.loads((folder / "config.json").read_text())
+    inner = config
+    for part in at[:-1]:
+        inner = inner[part]
+    inner[at[-1]] = 2**31
+    (folder / "config.json").write_text(json.dumps(config))
+    words = f"{folder} has a field that cannot be .*{2**31}.*1000 layers are the most"
+    with pytest.raises(ValueError, match=words):
+        if name == "chat":
+            ChatModel(str(folder))
+        else:
+            photo_judge(*(str(folder if each == name else sound / each) for each in ("mask2former", "clip"))).check()
+
+
 def test_sound_ones_pass_in_every_layout(sound, tmp_path):
     for change in (lambda folder: None, in_shards, as_pickle):
         for name, kind in (("mask2former", InstanceNet), ("clip", CLIPModel)):

@@ -22,6 +22,8 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging
 
+from openunirl.models.checkpoints import check_depths
+
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """What transformers reads of a folder, the first that is there; it may be in shards, listed in NAME.index.json."""
 
@@ -140,15 +142,19 @@ def full_precision() -> Iterator[None]:
 
 
 def pretrained(kind: Any, weights: str, **options: Any) -> Any:
-    """kind.from_pretrained. Errors: ValueError, in one line, for what is neither there nor reachable nor readable."""
+    """kind.from_pretrained. Errors: ValueError, in one line, for what is neither there nor reachable nor readable, and
+    for a configuration of more layers than any network has."""
     try:
-        return kind.from_pretrained(weights, **options)
+        found = kind.from_pretrained(weights, **options)
     except Exception as error:  # damaged files and a missing network raise many kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if isinstance(error, AttributeError | IndexError | KeyError | TypeError) or reason.startswith(_PYTHONS):
             reason = f"one of them holds something else than transformers expects ({type(error).__name__})"
         place = "it is a folder, so look at its files" if Path(weights).is_dir() else "give a folder, or a hub id"
         raise ValueError(f"{weights} cannot be read as {kind.__name__} ({place}): {reason}") from None
+    if kind is AutoConfig:
+        check_depths(found.to_dict(), weights)
+    return found
 
 
 def read_config(weights: str, model_type: str) -> Any:

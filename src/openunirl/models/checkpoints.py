@@ -30,6 +30,10 @@ _PATTERNS = ("*.safetensors", "*.bin", "*.pth", "*.pt")
 _BESIDE = ("*.json", "*.txt", "*.jinja", "README.md")
 """What lies beside the weights on the hub: configurations, tokenizers, a chat template, the model card."""
 
+MOST_LAYERS = 1000
+"""Of one stack, as a configuration tells them."""
+_DEPTHS = ("layers", "depth", "blocks", "levels")
+
 
 def resolve(source: str | Path) -> Path:
     """A local path as it is; anything else is taken for a hub id and downloaded (or found in the local cache)."""
@@ -184,11 +188,26 @@ def read_sizes(kind: Any, fields: Mapping[str, Any], source: object) -> Any:
     """One of transformers' configuration classes from the fields of a config.json.
 
     Errors: ValueError that names the source, and the field whose value cannot be."""
+    check_depths(fields, source)
     try:
         return kind.from_dict(dict(fields))
     except Exception as error:  # transformers raises many kinds
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{source} has a field that cannot be ({reason}): correct it, or get the file again") from None
+
+
+def check_depths(fields: Mapping[str, Any], source: object) -> None:
+    """Errors: ValueError for a number of layers that no network has: building them would take all memory, without end."""
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            check_depths(value, source)
+        elif any(part in str(name) for part in _DEPTHS):
+            numbers = value if isinstance(value, list | tuple) else [value]
+            if any(isinstance(number, int) and number > MOST_LAYERS for number in numbers):
+                raise ValueError(
+                    f"{source} has a field that cannot be ({name} is {value!r}, and {MOST_LAYERS} layers are the most "
+                    "that are built): correct it, or get the file again"
+                )
 
 
 def write_state(file: Path, state: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None) -> None:

@@ -60,7 +60,7 @@ class ShowoSizes:
             vocab_size=vocab_size,
             hidden_size=hidden_size,
             intermediate_size=intermediate_size,
-            num_layers=max(layers) + 1,
+            num_layers=len(layers),
             num_heads=hidden_size // head_dim,
         )
 
