@@ -197,7 +197,7 @@ def read_sizes(kind: Any, fields: Mapping[str, Any], source: object) -> Any:
 
 
 def check_depths(fields: Mapping[str, Any], source: object) -> None:
-    """Errors: ValueError for a number of layers that no network has: building them would take all memory, without end."""
+    """Errors: ValueError for a number of layers that no network has: building them would never end."""
     for name, value in fields.items():
         if isinstance(value, Mapping):
             check_depths(value, source)
