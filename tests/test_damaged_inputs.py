@@ -39,6 +39,12 @@ def test_a_damaged_input_is_an_error_or_a_counted_skip(inputs, kind):
     holds()
 
 
+def test_a_tokenizer_of_which_nothing_fits_is_told_shortly(inputs):
+    """Once each shape was listed, without end."""
+    found, told = damaged.outcome(inputs, "image_tokenizer", "0-4412")
+    assert found == "error" and "size mismatch" in told and len(told) < 700, told
+
+
 def test_an_empty_weight_file_is_told(tmp_path):
     for name in ("a.bin", "a.safetensors", "a.pth"):
         (tmp_path / name).write_bytes(b"")

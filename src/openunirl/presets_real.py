@@ -17,7 +17,8 @@ Sources, each read in the authors' repositories:
   prompt, end-to-end. Everything else about training is not published and ours: steps, prompts per process, answers of
   32 tokens, the KL's weight, 2 scored steps of a trajectory, one image per backward pass. Evaluations before,
   during and after training want a detector (config.PhotosConfig); --photos.detector-weights None leaves them out.
-No real weights have been run with these settings yet (docs/evaluation.md).
+No real weights have been run with these settings yet (docs/evaluation.md); random ones of the true size have, Show-o
+at 256 px (docs/performance.md).
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ class MagvitConfig:
         try:
             model.load_state_dict(state_dict, assign=True)
         except RuntimeError as error:
-            told = " ".join(" ".join(str(error).splitlines()[1:]).split())
+            told = " ".join(" ".join(str(error).splitlines()[1:]).split())[:500]
             raise ValueError(f"keys or shapes do not fit the sizes that the others imply: {told}") from error
         return config
 
