@@ -36,11 +36,11 @@ COMMON: Mapping[str, Mapping[str, Any]] = {
     "rollout": {"num_prompts": 4, "sampling": {"num_timesteps": 8}},
     "reward": {"kind": "answer"},
     "loss": {"num_scored_steps": 2, "answer_coef": 1.0, "num_iterations": 1},
-    "train": {"wise_ft_alpha": 1.0},
+    "train": {"wise_ft_alpha": 1.0, "mixed_precision": "no"},
 }
 """What all cells but the recipe change in their preset: the paper's reward and weights, many updates of few prompts,
-and images in 8 steps, 2 of them scored, as fits into the minutes of a cell (an autoregressive model has no such
-steps)."""
+images in 8 steps, 2 of them scored, as fits into the minutes of a cell (an autoregressive model has no such steps), and
+float32, so that the machine does not choose the precision."""
 
 _SFT: Mapping[str, Any] = {"method": "sft", "beta": 0.0}
 

@@ -19,6 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from method_cells import CELLS, COMMON, CONTRASTS, preset_of
+from openunirl.presets import PRESETS
 from openunirl.report_numbers import RATES, get, task_name
 
 Cells = dict[str, dict[int, dict[str, Any]]]  # cell -> seed -> cell.json
@@ -46,14 +47,14 @@ Every cell starts from the base and draws equally many images in training. Held-
 their standard deviations to leave 0. The two rates are P(answer wrong given image right) and P(image wrong given answer
 right); imbalance is their mean, 0 is perfect balance. The collusion gap is self-reward minus the oracle's accuracy.
 
-All trained cells but the recipe differ in nothing but what the second table says: prompts, images, questions, updates,
-sampler, scored steps, learning rate and random draws are equal. The gradient's norm is the first update's: that of
-"images only" and of "answers only" tell how much of the joint cell's each half gives. **"Detector reward" is rewarded
-with the evaluation's own verdict.**
+All trained cells but the recipe differ in nothing but what the second table says: prompts, number of images, questions,
+updates, sampler, scored steps, learning rate and random draws are equal. "The demo's recipe" is the model's preset
+NAME-sft as it is. The gradient's norm is the first update's: that of "images only" and of "answers only" tell how much of
+the joint cell's each half gives. **"Detector reward" is rewarded with the evaluation's own verdict.**
 """
 FIGURE = """
 Means over seeds. The reward is each cell's own, so cells that reward something else do not compare, as a running mean
-over five steps; oracle and understanding are on validation prompts, 0 images being the base.
+over twelve steps; oracle and understanding are on validation prompts, 0 images being the base.
 """
 
 COMPARED = {
@@ -67,6 +68,8 @@ def read_cells(out: Path) -> dict[str, Cells]:
     found: dict[str, Cells] = {}
     for path in sorted(out.glob("*/*/cell.json")):
         cell = json.loads(path.read_text(encoding="utf-8"))
+        config = path.parent / "run" / "config.json"
+        cell["versions"] = json.loads(config.read_text(encoding="utf-8")).get("versions", {}) if config.exists() else {}
         found.setdefault(path.parent.parent.name, {}).setdefault(cell["cell"], {})[cell["seed"]] = cell
     return found
 
@@ -129,7 +132,7 @@ def section(model: str, cells: Cells, cap: float) -> str:
         f"## {model}",
         "Drawing, by GenEval's task types:",
         table(["cell", *DRAWING, "overall, minus base"], drawing),
-        f"What is trained: `{preset_of(model, 'grpo')}` with {fields(COMMON)}, and",
+        f"What is trained: `{preset_of(model, 'grpo')}` ({rates(model)}) with {fields(COMMON)}, and",
         table(["cell", "differs in", "updates", "first gradient's norm"], training(model, cells)),
         "Understanding and balance:",
         table(["cell", *BALANCE, "minutes", "images", "seeds"], balance),
@@ -138,6 +141,13 @@ def section(model: str, cells: Cells, cap: float) -> str:
         *notes(cells, cap),
     ]
     return "\n\n".join(parts)
+
+
+def rates(model: str) -> str:
+    """What all cells but the recipe have of the preset, and no table tells."""
+    preset = PRESETS[preset_of(model, "grpo")]
+    optim = {"lr": preset.optim.lr, "warmup_steps": preset.optim.warmup_steps}
+    return fields({"optim": optim, "loss": {"beta": preset.loss.beta}})
 
 
 def fields(change: Mapping[str, Any], prefix: str = "") -> str:
@@ -185,7 +195,7 @@ def line(seeds: dict[int, Any], points: Points) -> np.ndarray | None:
     return np.array([[x, np.mean([each[x] for each in tables])] for x in shared]) if shared else None
 
 
-def smooth(points: np.ndarray, width: int = 5) -> np.ndarray:
+def smooth(points: np.ndarray, width: int = 12) -> np.ndarray:
     """A running mean over up to `width` steps back."""
     values = [points[max(0, i - width + 1) : i + 1, 1].mean() for i in range(len(points))]
     return np.stack([points[:, 0], values], axis=1)
@@ -251,21 +261,6 @@ def draw(found: dict[str, Cells], path: Path) -> None:
 
 
 SAID = "experiments.md#2026-11-26-the-methods-table"
-PARTS = ("--models", "--cells", "--seeds", "--results")
-"""Flags that say which cells a call trains and where the page goes, and nothing of what a cell is."""
-
-
-def whole(call: str) -> str:
-    """The command that makes all cells at once, of one that made some: without its folders and PARTS.
-
-    Example: whole("/a/table.py /b --seeds 0 1 --images 96") -> "python benchmarks/table.py OUT --images 96"
-    """
-    script, _, *flags = call.split(" ")
-    kept, flag = [], ""
-    for word in flags:
-        flag = word if word.startswith("--") else flag
-        kept += [] if flag in PARTS else [word]
-    return " ".join(["python benchmarks/" + Path(script).name, "OUT", *kept])
 
 
 def write_page(out: Path, page: Path, *, cap: float) -> None:
@@ -275,16 +270,17 @@ def write_page(out: Path, page: Path, *, cap: float) -> None:
         raise ValueError(f"{out} holds no finished cell: run the table without --page-only first")
     every = [cell for cells in found.values() for seeds in cells.values() for cell in seeds.values()]
     commits = ", ".join(sorted({cell["commit"] for cell in every}))
-    calls = {cell["command"] for cell in every}
-    commands = ", ".join(f"`{command}`" for command in sorted({whole(call) for call in calls}))
+    commands = ", ".join(f"`{command}`" for command in sorted({cell["command"] for cell in every}))
+    known = sorted({", ".join(f"{k} {v}" for k, v in cell["versions"].items()) for cell in every if cell["versions"]})
+    versions = " and with ".join(known) or "versions that were not kept"
     figure = page.with_suffix(".png")
     draw(found, figure)
     sizes = sorted({(len(cell["correct"]), len(cell["understood"])) for cell in every if "correct" in cell})
     judged = "; ".join(f"{images} images and {references} reference pictures" for images, references in sizes)
     text = [
         "# Results: every objective on both tiny models",
-        f"{commands}, in {len(calls)} call{'s' if len(calls) > 1 else ''} of some of the cells each, commit {commits}. "
-        f"The script writes this page; [experiments.md]({SAID}) says what it shows.",
+        f"{commands}, commit {commits}, with {versions}. The script writes this page; "
+        f"[experiments.md]({SAID}) says what it shows.",
         TOLD.format(judged=judged).strip(),
         f"![Reward, oracle and understanding over generated images]({figure.name})",
         FIGURE.strip(),

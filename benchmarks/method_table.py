@@ -67,7 +67,20 @@ def probe_base(config: RunConfig) -> list[float]:
     return [0, summary["geneval"]["overall"], summary["understanding"]["overall"]]
 
 
-def run_cell(name: str, config: RunConfig, folder: Path, *, sizes: tuple[int, int], base: str) -> None:
+SIZES = ("images", "probes", "probe_prompts", "eval_images", "references")
+"""Flags that say what a cell is; the others say which cells a call trains and where they go."""
+
+
+def whole_command(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
+    """The command that makes all cells, whichever of them this call makes."""
+    given = [(name, getattr(args, name)) for name in SIZES if getattr(args, name) != parser.get_default(name)]
+    flags = [f"--{name.replace('_', '-')} {value}" for name, value in given]
+    return " ".join(["python benchmarks/method_table.py OUT", *flags])
+
+
+def run_cell(
+    name: str, config: RunConfig, folder: Path, *, sizes: tuple[int, int], base: str, command: str = ""
+) -> None:
     """Trains and evaluates one cell into `folder`, unless it is there; `base` is the weights' fingerprint.
 
     Errors: ValueError for a folder of another recipe, size or base, and for a run that cannot start.
@@ -77,7 +90,7 @@ def run_cell(name: str, config: RunConfig, folder: Path, *, sizes: tuple[int, in
     if done.exists():
         return
     config = replace(config, output_dir=str(folder / "run"))
-    told: dict[str, Any] = {"cell": name, "seed": config.seed, "commit": commit(), "command": " ".join(sys.argv)}
+    told: dict[str, Any] = {"cell": name, "seed": config.seed, "commit": commit(), "command": command}
     weights: Path | str = config.model.weights
     if not CELLS[name].trains:
         told |= {
@@ -117,7 +130,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path(__file__).parent.parent / "docs" / "results.md")
     parser.add_argument("--page-only", action="store_true")
     args = parser.parse_args()
-    jobs = []
+    jobs, command = [], whole_command(parser, args)
     for model in args.models:
         base = "" if args.page_only else fingerprint(load_model(model))
         for seed in args.seeds:
@@ -135,7 +148,7 @@ def main() -> None:
                 jobs.append((name, config, folder, base))
     for number, (name, config, folder, base) in enumerate([] if args.page_only else jobs, start=1):
         print(f"[{number}/{len(jobs)}] {folder}", file=sys.stderr, flush=True)
-        run_cell(name, config, folder, sizes=(args.eval_images, args.references), base=base)
+        run_cell(name, config, folder, sizes=(args.eval_images, args.references), base=base, command=command)
     write_page(args.out, args.results, cap=CAP)
     print(args.results)
 
