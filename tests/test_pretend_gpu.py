@@ -1,19 +1,22 @@
-"""The commands on a pretended GPU: nothing on it meets what lies on the CPU. CI has no GPU, and a tensor that was left
-behind is no error there."""
+"""train, generate, answer and evaluate --images on a pretended GPU: nothing on it meets what lies on the CPU. CI has no
+GPU, and a tensor that was left behind is no error there."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils import backend_registration
 
 from openunirl.draws import key
-from openunirl.tasks.records import read_jsonl
+from openunirl.tasks.records import read_jsonl, write_jsonl
+from photo_checkpoints import save_clip, save_mask2former
 
-pytestmark = pytest.mark.skipif(
+needs_torch = pytest.mark.skipif(
     not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"), reason="torch is too old for it"
 )
 WORKER = Path(__file__).parent / "pretend_gpu_worker.py"
@@ -42,6 +45,7 @@ def on_pretended_gpu(*arguments):
     return done.stdout
 
 
+@needs_torch
 @pytest.mark.parametrize("name", RUNS)
 def test_it_trains_there(name, tmp_path):
     evaluations = (
@@ -55,6 +59,7 @@ def test_it_trains_there(name, tmp_path):
     assert [row["step"] for row in steps] == ([1, 2] if name == "grpo" else [1])
 
 
+@needs_torch
 def test_it_draws_and_answers_there(tmp_path):
     on_pretended_gpu(
         "generate", "tiny-janus", "--prompts", "a photo of a red circle", "--output-dir", tmp_path / "drawn"
@@ -63,6 +68,24 @@ def test_it_draws_and_answers_there(tmp_path):
     assert said
 
 
+@needs_torch
+def test_photographs_are_scored_there(tmp_path):
+    color = {"class": "handbag", "count": 1, "color": "red"}
+    for number, clause in enumerate(({"class": "handbag", "count": 1}, color)):
+        samples = tmp_path / "pictures" / f"{number:05d}" / "samples"
+        samples.mkdir(parents=True)
+        record = {"tag": ("single_object", "colors")[number], "include": [clause], "prompt": "a photo of a handbag"}
+        write_jsonl(samples.parent / "metadata.jsonl", [record])
+        noise = np.random.default_rng(number).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(samples / "0000.png")
+    save_mask2former(tmp_path / "mask2former")
+    save_clip(tmp_path / "clip", side=224, patch=14, entries=49_408)
+    judges = ["--detector-weights", tmp_path / "mask2former", "--color-weights", tmp_path / "clip"]
+    on_pretended_gpu("evaluate", "--images", tmp_path / "pictures", *judges, "--output-dir", tmp_path / "scores")
+    assert (tmp_path / "scores" / "evaluation.json").exists()
+
+
+@needs_torch
 def test_what_meets_the_cpu_is_refused(tmp_path):
     code = "import torch\nfrom pretend_gpu import pretend_gpu\n"
     code += "with pretend_gpu() as gpu:\n    there = torch.ones(2, device=gpu) * 3\n"

@@ -91,8 +91,8 @@ class Chain:
     """0: the family has none."""
     layouts: tuple = ()
     """The layouts that a checkpoint is converted to, one after the other."""
-    sft: bool = True
-    """Whether the SFT preset is run, too; without, another chain has run it on the same network."""
+    precision: tuple = ("--train.mixed-precision", "no")
+    """(): the presets' own, bfloat16, which CPUs without it in hardware are slow at: once in each family."""
     compared: bool = False
     """Whether the base and the SFT checkpoint are evaluated, too, with references, and compared: once in each family,
     because nothing there depends on a size or a preset that the other evaluation does not run."""
@@ -106,7 +106,7 @@ class Chain:
         """Two steps, the second one resumed. GRPO is rewarded and judged by the detector, too."""
         flags = ["train", f"{self.name}-{method}", "--model.weights", self.weights, *self.model, *self.train]
         flags += [*self.steps("rollout.sampling"), "--output-dir", out, "--rollout.max-new-tokens", 3]
-        flags += ["--train.mixed-precision", "no", "--train.report-to"]
+        flags += [*self.precision, "--train.report-to"]
         if method == "sft":
             flags += ["--rollout.num-prompts", 1, "--rollout.num-generations", 1, "--photos.detector-weights", "None"]
             flags += ["--optim.gradient-accumulation-steps", 1]
@@ -153,13 +153,12 @@ def pipeline(tmp_path, parts, chain):
     source = exported(grpo, tmp_path / "grpo", chain)
     learned = same_weights(grpo, source, family)
     scored = {"grpo-scores": source}
-    if chain.sft:
-        sft = chain.training(tmp_path / "sft", parts, "sft")
-        other = same_weights(sft, exported(sft, tmp_path / "sft", chain), family)
-        assert any(not torch.equal(learned[key], other[key]) for key in learned), "one run's weights, compared twice"
-        run("report", tmp_path / "grpo", tmp_path / "sft", "--output", tmp_path / "runs.html")
-        assert "grpo" in (page := (tmp_path / "runs.html").read_text()) and "<svg" in page
-        scored |= {"sft-scores": sft} if chain.compared else {}
+    sft = chain.training(tmp_path / "sft", parts, "sft")
+    other = same_weights(sft, exported(sft, tmp_path / "sft", chain), family)
+    assert any(not torch.equal(learned[key], other[key]) for key in learned), "one run's weights, compared twice"
+    run("report", tmp_path / "grpo", tmp_path / "sft", "--output", tmp_path / "runs.html")
+    assert "grpo" in (page := (tmp_path / "runs.html").read_text()) and "<svg" in page
+    scored |= {"sft-scores": sft} if chain.compared else {}
     drawn = ["--prompts", "a photo of a bench", "--num-images", 1, "--output-dir", tmp_path / "drawn"]
     run("generate", source, "--settings", chain.name, *chain.steps("sampling"), *drawn)
     assert (tmp_path / "drawn/00000/samples/0000.png").is_file()
@@ -209,6 +208,7 @@ def test_showo(tmp_path, parts, name, tokens):
             layouts=("hf", "official"),
             evaluated=tokens == 256,
             compared=tokens == 256,
+            precision=() if tokens == 256 else Chain.precision,
         ),
     )
 
@@ -224,7 +224,7 @@ def test_janus(tmp_path, parts, name, start):
         run("convert", weights, tmp_path / "hf", "--layout", "hf")
         JanusForConditionalGeneration.from_pretrained(tmp_path / "hf")
         weights = tmp_path / "hf"
-    more = {"sft": name != "janus-pro-1b", "compared": name == "janus-pro-7b"}
+    more = {"precision": ()} if name == "janus-1.3b" else {"compared": name == "janus-pro-7b"}
     pipeline(tmp_path, parts, Chain(name=name, weights=weights, train=SMALL, layouts=("official",), **more))
 
 

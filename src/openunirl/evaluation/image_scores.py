@@ -35,7 +35,7 @@ from openunirl.tasks.records import read_jsonl, write_jsonl
 from openunirl.tasks.worlds import Judge
 from openunirl.types import Detection
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Kept in settings.json and compared: raise it with every change that may alter a row, so that no folder mixes both."""
 
 _TEXTS = ("filename", "tag", "prompt", "reason", "metadata", "details", "digest")

@@ -128,9 +128,9 @@ def _without_reports() -> Iterator[None]:
 def full_precision() -> Iterator[None]:
     """float32 without TF32, whose rounding flips verdicts near a threshold between one GPU and the next.
 
-    Without cuDNN, too: the algorithms that it prefers for float32 without TF32 transform a whole picture and its
-    kernels at once, and batches of which the networks hold 6 GB took 38 GB of an H200. torch's own convolutions
-    need the columns of one picture.
+    Without cuDNN, too: a batch of which the networks hold 6 GB took 38 GB of an H200, probably for the algorithms that
+    cuDNN prefers then (found by elimination; without it not run on a GPU yet, docs/performance.md). torch's own
+    convolutions need the columns of one picture.
     """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
