@@ -44,6 +44,17 @@ def folder(tmp_path):
 # -------------------------------------------------------------------------------------------------- what is written
 
 
+def test_results_are_read_and_written_to_the_byte_and_are_the_official_ones(folder, tmp_path):
+    """With GenEval's own keys alone, too, as its tools write them."""
+    call(folder, tmp_path / "out")
+    file, again = tmp_path / "out" / "results.jsonl", tmp_path / "again.jsonl"
+    write_jsonl(again, read_jsonl(file))
+    assert again.read_bytes() == file.read_bytes()
+    told = rows(tmp_path / "out")
+    write_jsonl(again, [{key: row[key] for key in OFFICIAL_KEYS} for row in told])
+    assert official_summary(read_jsonl(again)) == official_summary(told)
+
+
 def test_rows_and_summary(folder, tmp_path, capsys):
     call(folder, tmp_path / "out", "--batch-size", "5")
     told, pictures = rows(tmp_path / "out"), read_folder(folder)
