@@ -91,8 +91,6 @@ class Chain:
     """0: the family has none."""
     layouts: tuple = ()
     """The layouts that a checkpoint is converted to, one after the other."""
-    precision: tuple = ("--train.mixed-precision", "no")
-    """(): the presets' own, bfloat16, which CPUs without it in hardware are slow at: once in each family."""
     compared: bool = False
     """Whether the base and the SFT checkpoint are evaluated, too, with references, and compared: once in each family,
     because nothing there depends on a size or a preset that the other evaluation does not run."""
@@ -106,7 +104,7 @@ class Chain:
         """Two steps, the second one resumed. GRPO is rewarded and judged by the detector, too."""
         flags = ["train", f"{self.name}-{method}", "--model.weights", self.weights, *self.model, *self.train]
         flags += [*self.steps("rollout.sampling"), "--output-dir", out, "--rollout.max-new-tokens", 3]
-        flags += [*self.precision, "--train.report-to"]
+        flags += ["--train.mixed-precision", "no", "--train.report-to"]
         if method == "sft":
             flags += ["--rollout.num-prompts", 1, "--rollout.num-generations", 1, "--photos.detector-weights", "None"]
             flags += ["--optim.gradient-accumulation-steps", 1]
@@ -208,7 +206,6 @@ def test_showo(tmp_path, parts, name, tokens):
             layouts=("hf", "official"),
             evaluated=tokens == 256,
             compared=tokens == 256,
-            precision=() if tokens == 256 else Chain.precision,
         ),
     )
 
@@ -224,8 +221,8 @@ def test_janus(tmp_path, parts, name, start):
         run("convert", weights, tmp_path / "hf", "--layout", "hf")
         JanusForConditionalGeneration.from_pretrained(tmp_path / "hf")
         weights = tmp_path / "hf"
-    more = {"precision": ()} if name == "janus-1.3b" else {"compared": name == "janus-pro-7b"}
-    pipeline(tmp_path, parts, Chain(name=name, weights=weights, train=SMALL, layouts=("official",), **more))
+    compared = name == "janus-pro-7b"
+    pipeline(tmp_path, parts, Chain(name=name, weights=weights, train=SMALL, layouts=("official",), compared=compared))
 
 
 # ------------------------------------------------------------------------------------------------- presets
