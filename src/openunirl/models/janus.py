@@ -91,10 +91,10 @@ class Janus(Adapter):
         if janus_layout.is_official(state):
             config, state = janus_layout.hf_config(config, state, source=file), janus_layout.to_hf(state)
         sizes: Any = sizes_of(config, file)
-        net, vq = JanusNet(sizes, attn_implementation=source.attn_implementation), JanusVQ(sizes.vq_config)
         trained, frozen = janus_layout.split(state)
-        checkpoints.load_strictly(net, trained, path)
-        checkpoints.load_strictly(vq, frozen, path)
+        make = partial(JanusNet, sizes, attn_implementation=source.attn_implementation)
+        net = checkpoints.build(make, trained, path, file)
+        vq = checkpoints.build(partial(JanusVQ, sizes.vq_config), frozen, path, file)
         tokenizer = read_tokenizer(checkpoints.resolve(source.tokenizer) if source.tokenizer else path)
         user, assistant = source.roles or own.get("roles") or roles_of(source.weights, tokenizer, str(path.resolve()))
         seen = (sizes.vision_config.image_size // sizes.vision_config.patch_size) ** 2
