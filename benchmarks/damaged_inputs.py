@@ -6,9 +6,10 @@ Sound inputs - JSONL files, prompt files, pictures, GenEval folders, configurati
 answers, a chat model's replies, checkpoints, folders of models and of a chat model, tokenizer files, detectors, colour
 classifiers, summaries, GenEval's own results - are damaged at random (damage.py: bytes flipped, cut, doubled, replaced;
 JSON values exchanged; files removed, renamed, emptied or added) and handed to the code that reads them. An outcome is
-"error" (ValueError or OSError in one sentence, at most 1,000 characters), "skip" (the reader counted it: how much is missing or ignored is compared with what
-is), "sound" (the damage left a sound input: what was read is checked), or a failure: any other exception, an empty or
-vague message, or a result that does not hold. Prints a table; exit code 1 on any failure.
+"error" (ValueError or OSError in one sentence, at most 1,000 characters), "skip" (the reader counted it: how much is
+missing or ignored is compared with what is), "sound" (the damage left a sound input: what was read is checked), or a
+failure: any other exception, an empty or vague message, or a result that does not hold. Prints a table; exit code 1 on
+any failure.
 """
 
 from __future__ import annotations
