@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import CLIPModel
+from transformers import AutoModelForCausalLM, CLIPModel
 
 from openunirl.cli import main
 from openunirl.evaluation.detectors import InstanceNet
@@ -57,6 +57,11 @@ def narrower(name):
     return change
 
 
+def edited(folder, **fields):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | fields))
+
+
 def in_shards(folder):
     """Two files and their list."""
     state = load_file(folder / WHOLE)
@@ -105,6 +110,16 @@ OF_A_NETWORK = {
         ),
     ),
     "clip": ((without("logit_scale"), "lacks 1 weights of CLIPModel, such as logit_scale: take a whole checkpoint"),),
+    "chat": (
+        (
+            lambda folder: edited(folder, num_hidden_layers=3),
+            "lacks 18 weights of LlamaForCausalLM, such as model.layers.1.input_layernorm.weight: take a whole",
+        ),
+        (
+            narrower("model.norm.weight"),
+            r"lacks 1 weights of Llama.* model.norm.weight, which is \[3\], wanted \[16\]: take",
+        ),
+    ),
 }
 
 
@@ -121,13 +136,27 @@ def test_files_are_looked_at_before_they_are_loaded(sound, tmp_path, name, damag
             photo_judge(*(str(folder if each == name else sound / each) for each in ("mask2former", "clip"))).check()
 
 
-@pytest.mark.parametrize(("name", "number"), [("mask2former", 0), ("mask2former", 1), ("clip", 0)])
+@pytest.mark.parametrize(
+    ("name", "number"), [("mask2former", 0), ("mask2former", 1), ("clip", 0), ("chat", 0), ("chat", 1)]
+)
 def test_weights_are_compared_with_the_network(sound, tmp_path, name, number):
     folder = shutil.copytree(sound / name, tmp_path / name)
     change, words = OF_A_NETWORK[name][number]
     change(folder)
     with pytest.raises(ValueError, match=f"{folder}/model.safetensors {words}"):
-        check_whole({"mask2former": InstanceNet, "clip": CLIPModel}[name], str(folder))
+        if name == "chat":
+            ChatModel(str(folder))
+        else:
+            check_whole({"mask2former": InstanceNet, "clip": CLIPModel}[name], str(folder))
+
+
+def test_weights_that_are_tied_are_not_missing(sound, tmp_path):
+    """The embedding alone is in the file, as in the small chat models."""
+    folder = shutil.copytree(sound / "chat", tmp_path / "chat")
+    edited(folder, tie_word_embeddings=True)
+    without("lm_head.weight")(folder)
+    net = ChatModel(str(folder)).net
+    assert net.lm_head.weight is net.model.embed_tokens.weight
 
 
 @pytest.mark.parametrize(
@@ -166,7 +195,7 @@ def test_only_counts_of_layers_are_limited():
 
 def test_sound_ones_pass_in_every_layout(sound, tmp_path):
     for change in (lambda folder: None, in_shards, as_pickle):
-        for name, kind in (("mask2former", InstanceNet), ("clip", CLIPModel)):
+        for name, kind in (("mask2former", InstanceNet), ("clip", CLIPModel), ("chat", AutoModelForCausalLM)):
             folder = shutil.copytree(sound / name, tmp_path / f"{name}-{getattr(change, '__name__', '')}")
             change(folder)
             check_whole(kind, str(folder))

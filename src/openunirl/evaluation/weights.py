@@ -3,8 +3,8 @@
     folder or hub id -> read_config -> check_whole: every weight is there, in its shape; no number is read
                                     -> load_whole:  the network
 
-In: a folder or hub id in transformers' layout, and the class of the network. Out: the network in float32; or a
-ValueError of one line that names the file and the fix.
+In: a folder or hub id in transformers' layout, and the class of the network, or an Auto class that chooses it. Out: the
+network, in float32 unless told otherwise; or a ValueError of one line that names the file and the fix.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import logging
 
 from openunirl.models.checkpoints import check_depths
@@ -86,19 +86,19 @@ def check_files(kind: Any, weights: str) -> list[Path]:
     return files
 
 
-def check_whole(kind: type[PreTrainedModel], weights: str) -> None:
+def check_whole(kind: Any, weights: str) -> None:
     """Reads the names and shapes of a checkpoint's weights, in the way in which load_whole reads the weights, and no
     number. Errors: as load_whole's."""
     _read(kind, weights, device_map="meta")
 
 
-def load_whole(kind: type[PreTrainedModel], weights: str) -> Any:
-    """The network in float32, for inference. Errors: ValueError as check_files; and where a weight is missing or has
-    another shape: transformers would draw it at random and say so in a log line."""
-    return _read(kind, weights, dtype=torch.float32).eval().requires_grad_(False)
+def load_whole(kind: Any, weights: str, dtype: torch.dtype | str = torch.float32) -> Any:
+    """The network, for inference. Errors: ValueError as check_files; and where a weight is missing or has another
+    shape: transformers would draw it at random and say so in a log line."""
+    return _read(kind, weights, dtype=dtype).eval().requires_grad_(False)
 
 
-def _read(kind: type[PreTrainedModel], weights: str, **options: Any) -> Any:
+def _read(kind: Any, weights: str, **options: Any) -> Any:
     files = check_files(kind, weights)
     with _without_reports():
         net, told = pretrained(kind, weights, output_loading_info=True, ignore_mismatched_sizes=True, **options)
@@ -107,8 +107,8 @@ def _read(kind: type[PreTrainedModel], weights: str, **options: Any) -> Any:
     if absent:
         where, first = files[0] if len(files) == 1 else weights, absent[0]
         raise ValueError(
-            f"{where} lacks {len(absent)} weights of {kind.__name__}, such as {first}{wrong.get(first, '')}: take a "
-            "whole checkpoint"
+            f"{where} lacks {len(absent)} weights of {type(net).__name__}, such as {first}{wrong.get(first, '')}: take "
+            "a whole checkpoint"
         )
     return net
 
