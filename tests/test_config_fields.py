@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,39 @@ def test_a_width_takes_no_memory_before_weights_are_compared(tmp_path, width):
     """10^7 rows of 10^7 numbers would never be had."""
     with pytest.raises(ValueError, match="do not fit JanusNet; wrong shape"):
         load_model(with_value(tmp_path, "tiny-janus", ("text_config", width), 10**7))
+
+
+def with_tokenizer(folder, name, change):
+    """A copy whose tokenizer's files, read, are changed by `change(name of the file, content)`."""
+    shutil.copytree(SOUND[name], folder, dirs_exist_ok=True)
+    for file in folder.rglob("tokenizer*.json"):
+        content = json.loads(file.read_text())
+        change(file.name, content)
+        file.write_text(json.dumps(content))
+    return folder
+
+
+def test_a_tokenizer_without_an_end_is_refused(tmp_path):
+    def change(name, content):
+        content.pop("eos_token", None)
+
+    with pytest.raises(ValueError, match=r"no beginning or end token, .*get tokenizer_config.json again"):
+        load_model(with_tokenizer(tmp_path, "tiny-showo", change))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("tiny-showo", "ids from 72 on, which are image codes"), ("tiny-janus", "70 entries and the tokenizer 1001")],
+)
+def test_a_tokenizer_of_larger_ids_is_refused(tmp_path, name, words):
+    """It has no more entries than the sound one."""
+
+    def change(name, content):
+        if name == "tokenizer.json":
+            content["model"]["vocab"]["circle"] = 1000
+
+    with pytest.raises(ValueError, match=words):
+        load_model(with_tokenizer(tmp_path, name, change))
 
 
 @pytest.mark.parametrize("bits", [0, 40])

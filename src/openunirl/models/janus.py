@@ -65,10 +65,10 @@ class Janus(Adapter):
 
     def __init__(self, net: JanusNet, image_tokenizer: JanusVQ, prompting: Prompting, config: JanusConfig) -> None:
         parts: Any = config
-        if parts.text_config.vocab_size < prompting.vocab.text_size:
+        if parts.text_config.vocab_size < prompting.embedded:
             raise ValueError(
                 f"the checkpoint's vocabulary has {parts.text_config.vocab_size} entries and the tokenizer "
-                f"{prompting.vocab.text_size}: one of them belongs to another model"
+                f"{prompting.embedded}: one of them belongs to another model"
             )
         super().__init__(net, image_tokenizer)
         self.image_tokenizer = image_tokenizer
