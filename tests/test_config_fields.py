@@ -71,6 +71,18 @@ def test_a_width_takes_no_memory_before_weights_are_compared(tmp_path, width):
         load_model(with_value(tmp_path, "tiny-janus", ("text_config", width), 10**7))
 
 
+@pytest.mark.parametrize("value", [["showo"], "a" * 5000, {"a": 1}], ids=["list", "long", "object"])
+@pytest.mark.parametrize("field", ["family", "norm_groups", "model_type"])
+def test_a_field_of_another_kind_is_told_shortly(tmp_path, field, value):
+    folder = with_value(tmp_path, "tiny-showo", (field,), value)
+    if field == "model_type":
+        assert load_model(folder).num_image_tokens == 64  # its family is told by our own field
+        return
+    with pytest.raises(ValueError, match=r"family|norm_groups") as told:
+        load_model(folder)
+    assert len(str(told.value)) < 500
+
+
 def with_tokenizer(folder, name, change):
     """A copy whose tokenizer's files, read, are changed by `change(name of the file, content)`."""
     shutil.copytree(SOUND[name], folder, dirs_exist_ok=True)

@@ -243,7 +243,7 @@ def check_depths(fields: Any, source: object) -> None:
         most = max((number for number in numbers if isinstance(number, int)), default=0)
         if _DEPTHS.fullmatch(str(name)) and most > MOST_LAYERS:
             raise ValueError(
-                f"{source} has a field that cannot be ({name} is {most}, and {MOST_LAYERS} layers are the most "
+                f"{source} has a field that cannot be ({name} is {most!s:.80}, and {MOST_LAYERS} layers are the most "
                 "that are built): correct it, or get the file again"
             )
 

@@ -161,7 +161,7 @@ def _check_traceless(sizes: Any, source: object) -> None:
     for name, value in known.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
             raise ValueError(
-                f"{source}: {name} is {value!r}, wanted a number above 0: correct it, or get the file again"
+                f"{source}: {name} is {value!r:.80}, wanted a number above 0: correct it, or get the file again"
             )
     if text.num_attention_heads % text.num_key_value_heads or text.head_dim % 2:
         raise ValueError(

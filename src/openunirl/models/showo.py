@@ -396,4 +396,4 @@ def _check_number(name: str, value: Any, file: Path) -> None:
     """Of a field that the weights tell nothing of."""
     if type(value) is not int or not 0 < value <= MOST or (name == "num_vq_tokens" and math.isqrt(value) ** 2 != value):
         wanted = f"a {'square ' if name == 'num_vq_tokens' else ''}number from 1 to {MOST}"
-        raise ValueError(f"{file}: {name} is {value!r}, wanted {wanted}: correct it, or get the file again")
+        raise ValueError(f"{file}: {name} is {value!r:.80}, wanted {wanted}: correct it, or get the file again")
