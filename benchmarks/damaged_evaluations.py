@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -23,9 +24,12 @@ from openunirl.evaluation.detectors import Mask2FormerDetector
 from openunirl.evaluation.geneval import judge_pictures
 from openunirl.evaluation.judges import JUDGES, PhotoJudge
 from openunirl.evaluation.kept import Kept, place_of, write_picture
+from openunirl.evaluation.llm_judge import ChatModel
 from openunirl.evaluation.run import summarize_rows
+from openunirl.models.protocol import bundled, load_model
 from openunirl.tasks.geneval import COLORS, evaluation_prompts
 from openunirl.tasks.records import write_jsonl
+from openunirl.types import AnswerSampling, ImageQuestion, Images, ImageSampling
 
 Row = dict[str, Any]
 JOBS = {(index, sample): (index, sample) for index in range(2) for sample in range(2)}
@@ -63,11 +67,14 @@ class EvaluationInputs:
         return detector, clip
 
     def _damaged_network(self, whole: Path, rng: Rng) -> Path:
-        """A copy with a file gone or damaged, or with a weight renamed or of another shape."""
+        """A copy with a file gone or damaged, or with a weight renamed or of another shape; the others are links."""
         copy = self.place / "network"
         shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(whole, copy)
-        file, kind = rng.choice(sorted(copy.iterdir())), rng.randrange(4)
+        shutil.copytree(whole, copy, copy_function=lambda source, target: os.symlink(os.path.realpath(source), target))
+        file, kind = rng.choice([each for each in sorted(copy.rglob("*")) if each.is_file()]), rng.randrange(4)
+        content = file.read_bytes()
+        file.unlink()
+        file.write_bytes(content)
         if file.suffix == ".safetensors" and kind < 2:
             state = load_file(file)
             name = rng.choice(sorted(state))
@@ -75,11 +82,12 @@ class EvaluationInputs:
             renamed = {name + "s": value} if rng.random() < 0.5 else {name: torch.zeros(rng.randint(1, 5))}
             save_file(state | renamed, file, metadata={"format": "pt"})
         elif file.suffix == ".json" and kind < 2:
-            file.write_text(json.dumps(damaged_json(json.loads(file.read_text()), rng)))
+            told = json.loads(content)
+            file.write_text(json.dumps(extreme(told, rng) if rng.random() < 0.5 else damaged_json(told, rng)))
         elif kind == 2:
             file.unlink()
         else:
-            file.write_bytes(damaged_bytes(file.read_bytes(), rng))
+            file.write_bytes(damaged_bytes(content, rng))
         return copy
 
     def detector(self, rng: Rng) -> str:
@@ -101,6 +109,40 @@ class EvaluationInputs:
         JUDGES["mask2former"](str(detector), place).check()
         (color,) = ClipColors(place).colors(self.noise, [Detection(box=(0, 0, 20, 24), score=1.0)], "bus")
         assert color in COLORS
+        return "sound"
+
+    def janus_folder(self, rng: Rng) -> str:
+        return self._drawn_and_asked("tiny-janus", rng)
+
+    def showo_folder(self, rng: Rng) -> str:
+        return self._drawn_and_asked("tiny-showo", rng)
+
+    def _drawn_and_asked(self, name: str, rng: Rng) -> str:
+        """Loaded, one picture drawn, one question answered."""
+        bundle = bundled(name)
+        assert bundle is not None
+        model = load_model(self._damaged_network(Path(bundle), rng))
+        seeds = torch.zeros(1, dtype=torch.int64)
+        drawn = model.sample_images(["a red circle"], seeds, ImageSampling(num_timesteps=2))
+        assert drawn.tokens_BN.shape == (1, model.num_image_tokens) and bool(drawn.logprobs_BN.isfinite().all())
+        assert bool((drawn.tokens_BN < model.num_codes).all() and (drawn.tokens_BN >= 0).all())
+        images = Images(tokens_BN=drawn.tokens_BN)
+        assert bool(model.decode(images).isfinite().all())
+        asked = [ImageQuestion(image=0, question="what color is the circle?")]
+        told = model.sample_answers(images, asked, seeds, AnswerSampling(max_new_tokens=2))
+        assert len(told.texts) == 1
+        return "sound"
+
+    def chat_model(self, rng: Rng) -> str:
+        """Made, and asked for one reply."""
+        self._networks()  # makes the import possible
+        from photo_checkpoints import save_chat
+
+        whole = self.place / "chat"
+        if not whole.exists():
+            save_chat(whole)
+        (reply,) = ChatModel(str(self._damaged_network(whole, rng))).replies(["a well"])
+        assert isinstance(reply, str)
         return "sound"
 
     # -------------------------------------------------------------------------------------- what `report` reads
@@ -154,6 +196,25 @@ class EvaluationInputs:
         assert own or after == before, "another row than that of the picture"
         assert np.array_equal(kept.pictures(list(JOBS)), np.stack([_picture(job) for job in JOBS]))
         return "sound"
+
+
+def extreme(value: Any, rng: Rng) -> Any:
+    """With one of its numbers, however deep, exchanged for one that no network has."""
+    places: list[tuple[Any, Any]] = []
+
+    def look(inner: Any) -> None:
+        for key, part in inner.items() if isinstance(inner, dict) else enumerate(inner):
+            if isinstance(part, dict | list):
+                look(part)
+            elif isinstance(part, int | float):
+                places.append((inner, key))
+
+    changed = json.loads(json.dumps(value))
+    look(changed)
+    if places:
+        inner, key = rng.choice(places)
+        inner[key] = rng.choice((-3, 0, 1, 3, 10**7, 2**31, 2**63, 1e300, -0.5))
+    return changed
 
 
 def _result(index: int, sample: int) -> Row:

@@ -3,12 +3,13 @@
     python benchmarks/damaged_inputs.py --cases 10000 --seed 0
 
 Sound inputs - JSONL files, prompt files, pictures, GenEval folders, configurations, report rows, journals, settings,
-answers, a chat model's replies, checkpoints, tokenizer files, detectors, colour classifiers, summaries, GenEval's own
-results - are damaged at random (damage.py: bytes flipped, cut, doubled, replaced; JSON values exchanged; files removed,
-renamed, emptied or added) and handed to the code that reads them. An outcome is "error" (ValueError or OSError in one
-sentence, at most 1,000 characters), "skip" (the reader counted it: how much is missing or ignored is compared with what
-is), "sound" (the damage left a sound input: what was read is checked), or a failure: any other exception, an empty or
-vague message, or a result that does not hold. Prints a table; exit code 1 on any failure.
+answers, a chat model's replies, checkpoints, folders of models and of a chat model, tokenizer files, detectors, colour
+classifiers, summaries, GenEval's own results - are damaged at random (damage.py: bytes flipped, cut, doubled, replaced;
+JSON values exchanged; files removed, renamed, emptied or added) and handed to the code that reads them. An outcome is
+"error" (ValueError or OSError in one sentence, at most 1,000 characters), "skip" (the reader counted it: how much is
+missing or ignored is compared with what is), "sound" (the damage left a sound input: what was read is checked), or a
+failure: any other exception, an empty or vague message, or a result that does not hold. Prints a table; exit code 1 on
+any failure.
 """
 
 from __future__ import annotations
@@ -271,6 +272,7 @@ KINDS: dict[str, Callable[[Inputs, Rng], str]] = {
         "jsonl", "prompt_file", "prompts_to_draw", "picture", "geneval_folder", "configuration", "report_rows",
         "journal", "settings", "answers", "replies", "checkpoint", "image_tokenizer", "model_configuration", "answer",
         "detector", "color_classifier", "summary", "geneval_results", "drawn_journal",
+        "janus_folder", "showo_folder", "chat_model",
     )
 }  # fmt: skip
 
@@ -292,6 +294,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     args = parser.parse_args()
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     failures: list[str] = []
@@ -299,7 +302,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         inputs = Inputs(Path(place))
         for case in range(args.cases):
-            kind = list(KINDS)[case % len(KINDS)]
+            kind = args.kinds[case % len(args.kinds)]
             found, told = outcome(inputs, kind, f"{args.seed}-{case}")
             counts[kind][found] += 1
             if found == "FAILURE":

@@ -21,6 +21,7 @@ spec.loader.exec_module(damaged)
 
 
 SLOW = {"detector": 6, "color_classifier": 6, "summary": 12, "drawn_journal": 15}
+SLOW |= {"janus_folder": 10, "showo_folder": 10, "chat_model": 6}
 
 
 @pytest.fixture(scope="module")

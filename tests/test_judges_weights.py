@@ -13,6 +13,7 @@ from openunirl.evaluation.detectors import InstanceNet
 from openunirl.evaluation.judges import photo_judge
 from openunirl.evaluation.llm_judge import ChatModel
 from openunirl.evaluation.weights import check_whole
+from openunirl.models.checkpoints import check_depths
 from openunirl.models.showo import Showo
 from openunirl.tasks.records import write_jsonl
 from photo_checkpoints import save_chat, save_clip, save_mask2former
@@ -27,6 +28,8 @@ def sound(tmp_path_factory):
     save_mask2former(place / "mask2former")
     save_clip(place / "clip")
     save_chat(place / "chat")
+    qwen = shutil.copytree(place / "chat", place / "qwen")  # of which transformers lists the layers
+    (qwen / "config.json").write_text(json.dumps({"model_type": "qwen2", "hidden_size": 16, "num_hidden_layers": 1}))
     write_jsonl(place / "prompts.jsonl", [RECORD])
     return place
 
@@ -163,6 +166,7 @@ def test_weights_that_are_tied_are_not_missing(sound, tmp_path):
         ("mask2former", ("backbone_config", "depths", 1)),
         ("clip", ("vision_config", "num_hidden_layers")),
         ("chat", ("num_hidden_layers",)),
+        ("qwen", ("num_hidden_layers",)),
     ],
 )
 def test_layers_without_end_are_refused_and_not_built(sound, tmp_path, name, at):
@@ -176,10 +180,17 @@ def test_layers_without_end_are_refused_and_not_built(sound, tmp_path, name, at)
     (folder / "config.json").write_text(json.dumps(config))
     words = f"{folder} has a field that cannot be .*{2**31}.*1000 layers are the most"
     with pytest.raises(ValueError, match=words):
-        if name == "chat":
+        if name in ("chat", "qwen"):
             ChatModel(str(folder))
         else:
             photo_judge(*(str(folder if each == name else sound / each) for each in ("mask2former", "clip"))).check()
+
+
+def test_only_counts_of_layers_are_limited():
+    check_depths({"num_levels": [1024, 2], "codebook_blocks": 4096, "num_hidden_layers": 64, "depths": [2, 18]}, "f")
+    for field in ({"stages": [{"num_layers": 1001}]}, {"depths": [2, 1001]}, {"a": {"n_layer": 1001}}):
+        with pytest.raises(ValueError, match=r"^f has a field that cannot be .*is 1001"):
+            check_depths(field, "f")
 
 
 def test_sound_ones_pass_in_every_layout(sound, tmp_path):

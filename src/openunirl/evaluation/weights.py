@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from logging import CRITICAL
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import logging
 
 from openunirl.models.checkpoints import check_depths
@@ -144,17 +144,22 @@ def full_precision() -> Iterator[None]:
 def pretrained(kind: Any, weights: str, **options: Any) -> Any:
     """kind.from_pretrained. Errors: ValueError, in one line, for what is neither there nor reachable nor readable, and
     for a configuration of more layers than any network has."""
+    if kind is AutoConfig:  # some configurations make a list of so many layers
+        fields, _ = _told(kind, weights, PreTrainedConfig.get_config_dict, {})
+        check_depths(fields, weights)
+    return _told(kind, weights, kind.from_pretrained, options)
+
+
+def _told(kind: Any, weights: str, read: Callable[..., Any], options: dict[str, Any]) -> Any:
+    """What `read` reads, its errors in one line."""
     try:
-        found = kind.from_pretrained(weights, **options)
+        return read(weights, **options)
     except Exception as error:  # damaged files and a missing network raise many kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if isinstance(error, AttributeError | IndexError | KeyError | TypeError) or reason.startswith(_PYTHONS):
             reason = f"one of them holds something else than transformers expects ({type(error).__name__})"
         place = "it is a folder, so look at its files" if Path(weights).is_dir() else "give a folder, or a hub id"
         raise ValueError(f"{weights} cannot be read as {kind.__name__} ({place}): {reason}") from None
-    if kind is AutoConfig:
-        check_depths(found.to_dict(), weights)
-    return found
 
 
 def read_config(weights: str, model_type: str) -> Any:

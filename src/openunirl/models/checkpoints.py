@@ -6,10 +6,11 @@ not). Out: a flat state dict. Loading is strict: missing, extra and mis-shaped w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import snapshot_download
@@ -32,7 +33,13 @@ _BESIDE = ("*.json", "*.txt", "*.jinja", "README.md")
 
 MOST_LAYERS = 1000
 """Of one stack, as a configuration tells them."""
-_DEPTHS = ("layers", "depth", "blocks", "levels")
+_DEPTHS = re.compile(
+    r"(?:\w+_)?layers|(?:n|num|\w+_num)_layer|(?:num_|encoder_|decoder_)?depths?|num_(?:res_|residual_)?blocks|"
+    r"num_feature_levels"
+)
+"""How fields are called that count layers; others, such as num_levels of a codebook, may be any number."""
+
+Net = TypeVar("Net", bound=nn.Module)
 
 
 def resolve(source: str | Path) -> Path:
@@ -121,6 +128,27 @@ def load_strictly(
     module.load_state_dict(dict(state), strict=False)
 
 
+def build(
+    make: Callable[[], Net],
+    state: Mapping[str, torch.Tensor],
+    source: object,
+    sizes: object,
+    optional: tuple[str, ...] = (),
+) -> Net:
+    """The network that `make` makes of what the file `sizes` says, with the weights `state`; memory is taken for it
+    once names and shapes are known to fit.
+
+    Errors: as load_strictly's; and ValueError that names `sizes` where no network can be made.
+    """
+    with _that_can_be(sizes), torch.device("meta"):
+        planned = make()
+    check_fit(planned, state, source, optional)
+    with _that_can_be(sizes):
+        net = make()
+    load_strictly(net, state, source, optional)
+    return net
+
+
 def check_fit(
     module: nn.Module, state: Mapping[str, torch.Tensor], source: object, optional: tuple[str, ...] = ()
 ) -> None:
@@ -165,6 +193,8 @@ def read_tokenizer(folder: Path, kind: Any, flag: str = "--model.tokenizer") -> 
         return kind.from_pretrained(folder)
     except Exception as error:  # damaged files raise many kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if isinstance(error, LookupError | TypeError | AttributeError):  # the reader's own words tell nothing
+            reason = "its files hold something else than transformers expects"
         raise ValueError(f"{folder} holds no tokenizer that can be read ({reason}): {fix}") from error
 
 
@@ -189,25 +219,33 @@ def read_sizes(kind: Any, fields: Mapping[str, Any], source: object) -> Any:
 
     Errors: ValueError that names the source, and the field whose value cannot be."""
     check_depths(fields, source)
-    try:
+    with _that_can_be(source):
         return kind.from_dict(dict(fields))
-    except Exception as error:  # transformers raises many kinds
-        reason = " ".join(str(error).split())[:200]
+
+
+@contextmanager
+def _that_can_be(source: object) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # transformers and torch raise many kinds
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(f"{source} has a field that cannot be ({reason}): correct it, or get the file again") from None
 
 
-def check_depths(fields: Mapping[str, Any], source: object) -> None:
+def check_depths(fields: Any, source: object) -> None:
     """Errors: ValueError for a number of layers that no network has: building them would never end."""
-    for name, value in fields.items():
-        if isinstance(value, Mapping):
-            check_depths(value, source)
-        elif any(part in str(name) for part in _DEPTHS):
-            numbers = value if isinstance(value, list | tuple) else [value]
-            if any(isinstance(number, int) and number > MOST_LAYERS for number in numbers):
-                raise ValueError(
-                    f"{source} has a field that cannot be ({name} is {value!r}, and {MOST_LAYERS} layers are the most "
-                    "that are built): correct it, or get the file again"
-                )
+    if isinstance(fields, list | tuple):
+        for part in fields:
+            check_depths(part, source)
+    for name, value in fields.items() if isinstance(fields, Mapping) else ():
+        check_depths(value, source)
+        numbers = value if isinstance(value, list | tuple) else [value]
+        most = max((number for number in numbers if isinstance(number, int)), default=0)
+        if _DEPTHS.fullmatch(str(name)) and most > MOST_LAYERS:
+            raise ValueError(
+                f"{source} has a field that cannot be ({name} is {most!s:.80}, and {MOST_LAYERS} layers are the most "
+                "that are built): correct it, or get the file again"
+            )
 
 
 def write_state(file: Path, state: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None) -> None:

@@ -65,10 +65,10 @@ class Janus(Adapter):
 
     def __init__(self, net: JanusNet, image_tokenizer: JanusVQ, prompting: Prompting, config: JanusConfig) -> None:
         parts: Any = config
-        if parts.text_config.vocab_size < prompting.vocab.text_size:
+        if parts.text_config.vocab_size < prompting.embedded:
             raise ValueError(
                 f"the checkpoint's vocabulary has {parts.text_config.vocab_size} entries and the tokenizer "
-                f"{prompting.vocab.text_size}: one of them belongs to another model"
+                f"{prompting.embedded}: one of them belongs to another model"
             )
         super().__init__(net, image_tokenizer)
         self.image_tokenizer = image_tokenizer
@@ -91,10 +91,10 @@ class Janus(Adapter):
         if janus_layout.is_official(state):
             config, state = janus_layout.hf_config(config, state, source=file), janus_layout.to_hf(state)
         sizes: Any = sizes_of(config, file)
-        net, vq = JanusNet(sizes, attn_implementation=source.attn_implementation), JanusVQ(sizes.vq_config)
         trained, frozen = janus_layout.split(state)
-        checkpoints.load_strictly(net, trained, path)
-        checkpoints.load_strictly(vq, frozen, path)
+        make = partial(JanusNet, sizes, attn_implementation=source.attn_implementation)
+        net = checkpoints.build(make, trained, path, file)
+        vq = checkpoints.build(partial(JanusVQ, sizes.vq_config), frozen, path, file)
         tokenizer = read_tokenizer(checkpoints.resolve(source.tokenizer) if source.tokenizer else path)
         user, assistant = source.roles or own.get("roles") or roles_of(source.weights, tokenizer, str(path.resolve()))
         seen = (sizes.vision_config.image_size // sizes.vision_config.patch_size) ** 2

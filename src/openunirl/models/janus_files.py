@@ -123,7 +123,7 @@ def own_fields(config: Mapping[str, Any], source: object) -> dict[str, Any]:
     for name, value in found.items():
         wanted, fits = _OWN[name]
         if not fits(value):
-            raise ValueError(f"{source}: {name} is {value!r}, wanted {wanted}: correct it, or get the file again")
+            raise ValueError(f"{source}: {name} is {value!r:.80}, wanted {wanted}: correct it, or get the file again")
     return found
 
 

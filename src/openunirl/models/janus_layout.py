@@ -216,7 +216,7 @@ def hf_config(
     try:
         for part in ("language_config", "vision_config"):
             if not isinstance(official_config[part], dict):
-                raise ValueError(f"{source}: its {part} is {official_config[part]!r}, wanted an object")
+                raise ValueError(f"{source}: its {part} is {official_config[part]!r:.80}, wanted an object")
         vision, vq = _vision_config(official_config, official_state), _vq_config(official_state)
         text = dict(official_config["language_config"])
     except KeyError as error:

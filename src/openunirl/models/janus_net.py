@@ -145,4 +145,27 @@ def sizes_of(config: Mapping[str, Any], source: object = "config.json") -> Janus
     if missing:
         raise ValueError(f"{source} has no {missing[0]}: it is not that of a Janus checkpoint in transformers' layout")
     kept = {name: config[name] for name in ("image_token_id",) if name in config}
-    return checkpoints.read_sizes(JanusConfig, {**parts, **kept, "tie_word_embeddings": False}, source)
+    sizes = checkpoints.read_sizes(JanusConfig, {**parts, **kept, "tie_word_embeddings": False}, source)
+    _check_traceless(sizes, source)
+    return sizes
+
+
+def _check_traceless(sizes: Any, source: object) -> None:
+    """What the shapes of the weights cannot contradict."""
+    text, vision = sizes.text_config, sizes.vision_config
+    known = {"text_config.rope_theta": (text.rope_parameters or {}).get("rope_theta", 1.0)}
+    for name in ("num_attention_heads", "num_key_value_heads", "head_dim", "rms_norm_eps"):
+        known[f"text_config.{name}"] = getattr(text, name, None)
+    for name in ("num_attention_heads", "image_size", "patch_size", "layer_norm_eps"):
+        known[f"vision_config.{name}"] = getattr(vision, name)
+    for name, value in known.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+            raise ValueError(
+                f"{source}: {name} is {value!r:.80}, wanted a number above 0: correct it, or get the file again"
+            )
+    if text.num_attention_heads % text.num_key_value_heads or text.head_dim % 2:
+        raise ValueError(
+            f"{source}: text_config has {text.num_attention_heads} heads of {text.head_dim} and "
+            f"{text.num_key_value_heads} for keys, wanted a multiple, and an even width: correct it, or get the file "
+            "again"
+        )

@@ -121,6 +121,7 @@ class Prompting:
                 raise ValueError(f"the tokenizer does not know {token}: it is not Janus' (see --model.tokenizer)")
         self.tokenizer, self.roles, self.system = tokenizer, roles, system
         self.num_image_tokens, self.max_text_len = num_image_tokens, max_text_len
+        self.embedded = max(len(tokenizer), 1 + max(known.values()))  # a damaged one may skip ids
         self.vocab = Vocabulary(
             bos=known[BOS],
             eos=known[EOS],

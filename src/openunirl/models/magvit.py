@@ -7,11 +7,10 @@ In: RGB pixels in -1..1. Out: tokens in [0, 2^bits), row-major over the grid, an
 (not clamped). Key names are those of `showlab/magvitv2`, so an official state dict loads unchanged.
 
 Source: Yu et al., MAGVIT-v2 (arXiv 2310.05737), section 3.1; network and constants from Show-o (arXiv 2408.12528).
-Departures from the official class, which is one fixed size:
-1. Sizes are configurable and read from the state dict; attention is stated per level, not as a list of resolutions.
-2. The straight-through output is exactly +-1; the official sum z + (q - z) is so only up to rounding.
-3. `decode_onehots` is UniRL's (arXiv 2505.23380), not Show-o's.
-4. Pixel sizes that the down-sampling does not divide are refused, where the official network drops the border.
+Departures from the official class, which is one fixed size: 1. sizes are configurable and read from the state dict;
+attention is stated per level, not as a list of resolutions; 2. the straight-through output is exactly +-1; the official
+sum z + (q - z) is so only up to rounding; 3. `decode_onehots` is UniRL's (arXiv 2505.23380), not Show-o's; 4. pixel
+sizes that the down-sampling does not divide are refused, where the official network drops the border.
 
 Shapes: B images, C channels (of pixels or features), H x W pixels, h x w = N tokens, K bits, V = 2^K codes.
 """
@@ -71,8 +70,9 @@ class MagvitConfig:
                 raise ValueError(f"{sizes}: each of {self.num_levels} levels needs one of both, and at least one block")
             if not set(attn_levels) <= set(range(self.num_levels)):
                 raise ValueError(f"{side}_attn_levels={attn_levels}: levels are 0..{self.num_levels - 1}")
-        channels = (self.encoder_ch, *self.encoder_channels, *self.decoder_channels)
-        common = math.gcd(*channels)
+        common = math.gcd(*(channels := (self.encoder_ch, *self.encoder_channels, *self.decoder_channels)))
+        if not 1 <= self.codebook_bits <= 20:
+            raise ValueError(f"codebook_bits={self.codebook_bits}: a table of all codes is made for 1 to 20 bits")
         if self.norm_groups < 1 or min(channels) < 1 or common % self.norm_groups:
             counts = sorted(set(channels))
             raise ValueError(f"norm_groups={self.norm_groups} must divide all channels {counts}: a divisor of {common}")

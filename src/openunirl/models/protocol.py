@@ -237,11 +237,12 @@ def load_model(source: ModelConfig | str | Path) -> UnifiedModel:
     source = source if isinstance(source, ModelConfig) else ModelConfig(weights=str(source))
     path = resolve(bundled(source.weights) or source.weights)
     config = read_config(path)
-    named = config.get("family") or MODEL_TYPES.get(config.get("model_type", ""))
+    named = config.get("family") or MODEL_TYPES.get(str(config.get("model_type", "")))
     family = source.family or named or str(config.get("_class_name", "")).lower() or None
-    if family not in MODELS:
+    if not isinstance(family, str) or family not in MODELS:
         raise ValueError(
-            f"{source.weights}: unknown model family {family!r}; say which with --model.family ({', '.join(MODELS)})"
+            f"{source.weights}: unknown model family {family!r:.80}; say which with --model.family "
+            f"({', '.join(MODELS)})"
         )
     module, _, name = MODELS[family].partition(":")
     return getattr(importlib.import_module(module), name).load(path, source)

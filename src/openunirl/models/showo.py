@@ -54,6 +54,9 @@ from openunirl.types import (
     ScorePass,
 )
 
+MOST = 2**16
+"""Of image tokens, and of a prompt's: a row of so many is never drawn, and a damaged number may be larger."""
+
 
 class Showo(Adapter):
     """The adapter. `net` is trained; `image_tokenizer` is frozen; `reference()` swaps in the frozen base."""
@@ -86,8 +89,8 @@ class Showo(Adapter):
         state = checkpoints.read_state(path, "model" if own else None)
         with checkpoints.telling(path, "give a folder in Show-o's layout, or get the file again"):
             sizes = ShowoSizes.from_state_dict(state)
-        net = ShowoNet(sizes, attn_implementation=source.attn_implementation)
-        checkpoints.load_strictly(net, state, path)
+        make = partial(ShowoNet, sizes, attn_implementation=source.attn_implementation)
+        net = checkpoints.build(make, state, path, path)
         if not own and (source.image_tokenizer is None or source.tokenizer is None):
             raise ValueError(
                 f"{path} holds the language model only: name its parts with --model.image-tokenizer "
@@ -96,6 +99,7 @@ class Showo(Adapter):
         magvit_path = checkpoints.resolve(source.image_tokenizer) if source.image_tokenizer else path
         magvit_state = checkpoints.read_state(magvit_path, None if source.image_tokenizer else "image_tokenizer")
         groups = checkpoints.read_config(magvit_path).get("norm_groups", 32)  # leaves no trace in the weights
+        _check_number("norm_groups", groups, checkpoints.config_file(magvit_path))
         with checkpoints.telling(magvit_path, "get the image tokenizer again, or name one: --model.image-tokenizer"):
             magvit_config = MagvitConfig.from_state_dict(magvit_state, norm_groups=groups)
         magvit = Magvit(magvit_config)
@@ -103,17 +107,18 @@ class Showo(Adapter):
             magvit, magvit_state, magvit_path, optional=("quantize.embedding", "quantize.power_vals")
         )
         place = checkpoints.resolve(source.tokenizer) if source.tokenizer else path / "tokenizer"
+        length = source.max_text_len or config.get("max_text_len", 128)
+        _check_number("max_text_len", length, checkpoints.config_file(path))
         prompting = Prompting(
-            checkpoints.read_tokenizer(place, AutoTokenizer),
-            num_codes=magvit_config.codebook_size,
-            max_text_len=source.max_text_len or config.get("max_text_len", 128),
+            checkpoints.read_tokenizer(place, AutoTokenizer), num_codes=magvit_config.codebook_size, max_text_len=length
         )
         count = source.num_image_tokens or config.get("num_vq_tokens")
-        if not isinstance(count, int):
+        if count is None:
             raise ValueError(
                 f"{path} has no config.json with num_vq_tokens: say how many tokens an image has with "
                 "--model.num-image-tokens (256 for show-o, 1024 for show-o-512x512)"
             )
+        _check_number("num_vq_tokens", count, checkpoints.config_file(path))
         return cls(net, magvit, prompting, count)
 
     def save(self, path: Path, dtype: torch.dtype | None = None) -> None:
@@ -385,3 +390,10 @@ class Showo(Adapter):
                 taught = self._masked_logits(batch.prompts, shown_BN, picked_S, scale)
                 teacher_SV = log_policy(taught, batch.teacher, scale)
         return drawing_loss(logits_SV, tokens_BN.flatten().index_select(0, picked_S), teacher_SV)
+
+
+def _check_number(name: str, value: Any, file: Path) -> None:
+    """Of a field that the weights tell nothing of."""
+    if type(value) is not int or not 0 < value <= MOST or (name == "num_vq_tokens" and math.isqrt(value) ** 2 != value):
+        wanted = f"a {'square ' if name == 'num_vq_tokens' else ''}number from 1 to {MOST}"
+        raise ValueError(f"{file}: {name} is {value!r:.80}, wanted {wanted}: correct it, or get the file again")

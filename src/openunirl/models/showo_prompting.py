@@ -64,11 +64,21 @@ class Prompting:
         self.tokenizer = tokenizer
         self.max_text_len = max_text_len
         text_size = tokenizer.convert_tokens_to_ids("[PAD]")
+        if tokenizer.bos_token_id is None or tokenizer.eos_token_id is None:
+            raise ValueError(
+                "the tokenizer has no beginning or end token, so it is not Show-o's: get tokenizer_config.json again, "
+                "or name another tokenizer with --model.tokenizer"
+            )
         self.vocab = Vocabulary(
             text_size=text_size, num_codes=num_codes, bos=tokenizer.bos_token_id, eos=tokenizer.eos_token_id
         )
         if tokenizer.convert_tokens_to_ids("<|soi|>") != self.vocab.special("soi"):
             raise ValueError("the tokenizer's special tokens are not in Show-o's order: [PAD] first, then <|soi|>, ...")
+        if max(tokenizer.get_vocab().values()) >= self.vocab.code_offset:
+            raise ValueError(
+                f"the tokenizer has ids from {self.vocab.code_offset} on, which are image codes: get it again, or name "
+                "another with --model.tokenizer"
+            )
 
     # ------------------------------------------------------------------------------------------- rows of ids
 
