@@ -6,7 +6,7 @@ import math
 import pytest
 
 from openunirl.evaluation.image_folder import read_folder
-from openunirl.evaluation.image_scores import score_pictures, summarize_pictures, take_up, write_results
+from openunirl.evaluation.image_scores import PROTOCOL, score_pictures, summarize_pictures, take_up, write_results
 from openunirl.tasks.geneval import evaluation_prompts
 from openunirl.tasks.records import write_jsonl
 from openunirl.tasks.shapes_oracle import Oracle
@@ -67,9 +67,9 @@ def test_a_kill_before_the_settings_are_there_locks_nothing(folder, tmp_path):
 
 def test_verdicts_of_another_protocol_are_not_taken_up(folder, tmp_path, capsys, monkeypatch):
     call(folder, tmp_path)
-    assert json.loads((tmp_path / "settings.json").read_text())["protocol"] == 1
-    monkeypatch.setattr("openunirl.evaluation.image_scores.PROTOCOL", 2)
-    assert "was made with protocol 1, not 2: choose another --output-dir" in refused(capsys, folder, tmp_path)
+    assert json.loads((tmp_path / "settings.json").read_text())["protocol"] == PROTOCOL
+    monkeypatch.setattr("openunirl.evaluation.image_scores.PROTOCOL", PROTOCOL + 1)
+    assert f"was made with protocol {PROTOCOL}, not {PROTOCOL + 1}: choose another --output-dir" in refused(capsys, folder, tmp_path)
 
 
 @pytest.mark.parametrize("box, score", [((0.0, 0.0, 4.0, 4.0), math.nan), ((0.0, 0.0, math.inf, 4.0), 0.9)])
