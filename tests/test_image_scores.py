@@ -69,7 +69,8 @@ def test_verdicts_of_another_protocol_are_not_taken_up(folder, tmp_path, capsys,
     call(folder, tmp_path)
     assert json.loads((tmp_path / "settings.json").read_text())["protocol"] == PROTOCOL
     monkeypatch.setattr("openunirl.evaluation.image_scores.PROTOCOL", PROTOCOL + 1)
-    assert f"was made with protocol {PROTOCOL}, not {PROTOCOL + 1}: choose another --output-dir" in refused(capsys, folder, tmp_path)
+    words = f"was made with protocol {PROTOCOL}, not {PROTOCOL + 1}: choose another --output-dir"
+    assert words in refused(capsys, folder, tmp_path)
 
 
 @pytest.mark.parametrize("box, score", [((0.0, 0.0, 4.0, 4.0), math.nan), ((0.0, 0.0, math.inf, 4.0), 0.9)])
