@@ -40,6 +40,19 @@ def test_a_damaged_input_is_an_error_or_a_counted_skip(inputs, kind):
     holds()
 
 
+@pytest.mark.parametrize(
+    ("kind", "seed", "outcome"),
+    [
+        ("color_classifier", "0-821", "error"),  # an id of the tokenizer beyond the network's
+        ("detector", "0-958", "sound"),  # a backbone that is told to answer in a tuple
+        ("showo_folder", "0-1424", "error"),  # a longest text that is no number
+    ],
+)
+def test_what_a_long_run_found(inputs, kind, seed, outcome):
+    found, told = damaged.outcome(inputs, kind, seed)
+    assert found == outcome, told
+
+
 def test_a_tokenizer_of_which_nothing_fits_is_told_shortly(inputs):
     """Once each shape was listed, without end."""
     found, told = damaged.outcome(inputs, "image_tokenizer", "0-4412")

@@ -85,6 +85,12 @@ def read_parts(weights: str) -> tuple[Any, Any]:
             f"{weights}: the tokenizer knows {known} tokens and the network {wanted}; add the checkpoint's own "
             "vocab.json and merges.txt, or tokenizer.json"
         )
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= wanted:
+        raise ValueError(
+            f"{weights}: the tokenizer has the id {highest}, and the network's end at {wanted - 1}; its vocab.json or "
+            "tokenizer.json is damaged: download it again"
+        )
     _check_words(tokenizer, weights)
     return config, tokenizer
 

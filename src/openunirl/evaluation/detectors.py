@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -167,6 +168,9 @@ class InstanceNet(Mask2FormerPreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [r"criterion\..*"]  # noqa: RUF012
 
     def __init__(self, config: Mask2FormerConfig):
+        parts: Any = (config, config.backbone_config)
+        for part in parts:
+            part.return_dict = True  # `forward` asks by name, whatever a file says
         super().__init__(config)
         self.model = Mask2FormerModel(config)
         self.class_predictor = nn.Linear(config.hidden_dim, len(config.id2label or ()) + 1)

@@ -190,7 +190,9 @@ def read_tokenizer(folder: Path, kind: Any, flag: str = "--model.tokenizer") -> 
     if not folder.is_dir():
         raise ValueError(f"there is no tokenizer folder {folder}: {fix}")
     try:
-        return kind.from_pretrained(folder)
+        tokenizer = kind.from_pretrained(folder)
+        tokenizer("a")
+        return tokenizer
     except Exception as error:  # damaged files raise many kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if isinstance(error, LookupError | TypeError | AttributeError):  # the reader's own words tell nothing
