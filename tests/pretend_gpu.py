@@ -73,7 +73,7 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if asked.type == "cpu" and here and func not in _COPIES:
             raise RuntimeError(f"{func} makes something on the CPU out of what lies on the GPU")
     made = func(*tree_map(_unwrapped, args), **tree_map(_unwrapped, kwargs))
-    if func in (aten.copy_.default,) or func._schema.is_mutable:
+    if func._schema.is_mutable:
         back = {id(_unwrapped(each)): each for each in flat if isinstance(each, torch.Tensor)}
         resized = [each for each in here if each.inner.shape != each.shape]
         assert not resized, f"{func} changes a shape in place, which this GPU cannot"

@@ -191,7 +191,7 @@ def read_tokenizer(folder: Path, kind: Any, flag: str = "--model.tokenizer") -> 
         raise ValueError(f"there is no tokenizer folder {folder}: {fix}")
     try:
         tokenizer = kind.from_pretrained(folder)
-        tokenizer("a")
+        tokenizer("a")  # what is damaged in its limits shows at the first text
         return tokenizer
     except Exception as error:  # damaged files raise many kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
