@@ -1,7 +1,7 @@
 """The method's table: every objective of method_cells.py on both tiny models, over seeds, with equally many images.
 
     python benchmarks/method_table.py OUT [--models tiny-showo tiny-janus] [--cells grpo sft ...] [--seeds 0 1 2]
-                                      [--images 1536] [--eval-images 600] [--references 600] [--results docs/results.md]
+                                      [--images 1280] [--eval-images 600] [--references 600] [--results docs/results.md]
 
 MODEL is a bundled name or a folder; by default all bundled models. Trains each cell from the base, evaluates it on
 held-out prompts (a seed has prompts, images' seeds and reference pictures of its own, the same for all its cells), and
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(BUNDLED))
     parser.add_argument("--cells", nargs="+", default=list(CELLS), choices=list(CELLS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--images", type=int, default=1536)
+    parser.add_argument("--images", type=int, default=1280)
     parser.add_argument("--probes", type=int, default=4, help="small evaluations on the way")
     parser.add_argument("--probe-prompts", type=int, default=96)
     parser.add_argument("--eval-images", type=int, default=600)

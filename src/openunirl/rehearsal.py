@@ -373,12 +373,12 @@ def _made_up_images(
 
 
 def _made_up_answers(questions: Any, longest: int) -> AnswerRollout:
-    """Answers as long as may be, of a token that is a word."""
+    """Answers as long as may be, those of an image unlike from their first token on, so that none is read for two."""
     shape = (len(questions), longest)
     return AnswerRollout(
         questions=questions,
         texts=("",) * len(questions),
-        tokens_QT=torch.ones(shape, dtype=torch.int64),
+        tokens_QT=torch.arange(shape[0])[:, None].repeat(1, longest),
         mask_QT=torch.ones(shape, dtype=torch.bool),
         logprobs_QT=torch.zeros(shape),
     )

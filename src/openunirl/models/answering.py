@@ -1,10 +1,10 @@
 """Answers, token by token: batched decoding over a shared image prefix, and scores of given answers.
 
-In: a network called as net(ids, mask, positions_BL=, cache=, select=, rows=), a cache that holds each question's
-image prefix, and is used up. Out: AnswerRollout / AnswerScores. Questions of different lengths are padded on the left;
-pads are masked and positions skip them, so padding changes nothing.
+In: a network called as net(ids, mask, positions_BL=, cache=, select=, rows=), a cache that holds each image's prefix,
+and is used up. Out: AnswerRollout / AnswerScores. A question asked of an image several times is read once. Questions of
+different lengths are padded on the left; pads are masked and positions skip them, so padding changes nothing.
 
-Shapes: Q questions, T answer tokens, L prompt positions, V rows of the vocabulary, S scored positions.
+Shapes: Q questions, D distinct ones, T answer tokens, L prompt positions, V rows of the vocabulary, S scored positions.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import torch
 
 from openunirl.draws import KeyedDraws
 from openunirl.models.chunked import Reduce
-from openunirl.models.layers import PrefixCache
 from openunirl.models.policy import entropy, wide
+from openunirl.models.static_cache import StaticCache
 from openunirl.types import AnswerRollout, AnswerSampling, AnswerScores, ImageQuestion
 
 
 def decode_answers(
     net: Callable[..., torch.Tensor],
-    cache: PrefixCache,
+    cache: StaticCache,
     *,
     questions: tuple[ImageQuestion, ...],
     prompt_ids: Sequence[list[int]],
@@ -36,23 +36,36 @@ def decode_answers(
     """Draws (or, at temperature 0, takes the best) tokens of the vocabulary range `rows` until `end`."""
     device = draws.keys_B.device
     prefix, count = cache.get_seq_length(), len(prompt_ids)
-    longest = max(map(len, prompt_ids))
-    ids_QL = torch.tensor([[pad] * (longest - len(ids)) + ids for ids in prompt_ids], device=device)
-    pads_Q1 = torch.tensor([[longest - len(ids)] for ids in prompt_ids], device=device)
-    offset_QL = torch.arange(longest, device=device)[None] - pads_Q1
-    real_QL = torch.cat([offset_QL.new_ones(count, prefix, dtype=torch.bool), offset_QL >= 0], dim=1)
+    wanted = [(one.image, tuple(ids)) for one, ids in zip(questions, prompt_ids, strict=True)]
+    place = {asked: number for number, asked in enumerate(dict.fromkeys(wanted))}
+    longest = max(len(ids) for _, ids in place)
+    ids_DL = torch.tensor([[pad] * (longest - len(ids)) + list(ids) for _, ids in place], device=device)
+    pads_D1 = torch.tensor([[longest - len(ids)] for _, ids in place], device=device)
+    offset_DL = torch.arange(longest, device=device)[None] - pads_D1
+    real_DL = torch.cat([offset_DL.new_ones(len(place), prefix, dtype=torch.bool), offset_DL >= 0], dim=1)
     causal = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
     causal = torch.cat([causal.new_ones(longest, prefix), causal], dim=1)
-    mask = (real_QL[:, None, :] & causal)[:, None]
-    positions_QL = prefix + offset_QL.clamp_min(0)
+    positions_DL = prefix + offset_DL.clamp_min(0)
+    cache.keep(torch.tensor([image for image, _ in place], device=device), prefix + longest + sampling.max_new_tokens)
+    logits_Q1V = net(
+        ids_DL,
+        (real_DL[:, None, :] & causal)[:, None],
+        positions_BL=positions_DL,
+        cache=cache,
+        select=torch.arange(1, len(place) + 1, device=device)[:, None] * longest - 1,
+        rows=rows,
+    )
+    row_Q = torch.tensor([place[asked] for asked in wanted], device=device)
+    real_QL, position_Q1 = real_DL.index_select(0, row_Q), positions_DL[:, -1:].index_select(0, row_Q)
+    if len(place) < count:
+        cache.keep(row_Q)
+        logits_Q1V = logits_Q1V.index_select(0, row_Q)
 
     tokens_QT = torch.full((count, sampling.max_new_tokens), pad, device=device)
     logprobs_QT = torch.zeros(tokens_QT.shape, device=device)
     mask_QT = torch.zeros(tokens_QT.shape, dtype=torch.bool, device=device)
     active = torch.arange(count, device=device)
-    last_Q1: torch.Tensor | None = (active[:, None] + 1) * longest - 1
     for step in range(sampling.max_new_tokens):
-        logits_Q1V = net(ids_QL, mask, positions_BL=positions_QL, cache=cache, select=last_Q1, rows=rows)
         logits_QV = logits_Q1V[:, 0].float()
         if sampling.temperature not in (0.0, 1.0):
             logits_QV = logits_QV / sampling.temperature
@@ -70,10 +83,13 @@ def decode_answers(
         if len(going) < len(active):
             cache.keep(going)
             active, real_QL = active[going], real_QL[going]
-            positions_QL, chosen_Q = positions_QL[going], chosen_Q[going]
-        ids_QL, last_Q1 = (chosen_Q + rows[0])[:, None], None
+            position_Q1, chosen_Q = position_Q1[going], chosen_Q[going]
+        if step + 1 == sampling.max_new_tokens:
+            break
         real_QL = torch.cat([real_QL, real_QL.new_ones(len(active), 1)], dim=1)
-        mask, positions_QL = real_QL[:, None, None], positions_QL[:, -1:] + 1
+        position_Q1 = position_Q1 + 1
+        ids_Q1 = (chosen_Q + rows[0])[:, None]
+        logits_Q1V = net(ids_Q1, real_QL[:, None, None], positions_BL=position_Q1, cache=cache, select=None, rows=rows)
     width = int(mask_QT.sum(1).max())
     return AnswerRollout(
         questions=questions,

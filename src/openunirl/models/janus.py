@@ -268,8 +268,6 @@ class Janus(Adapter):
             rows=(0, 1),
             **seen,
         )
-        rows_Q, longest = torch.tensor([q.image for q in questions], device=self.device), max(map(len, prompt_ids))
-        cache.keep(rows_Q, length + longest + sampling.max_new_tokens)
         return decode_answers(
             self._text_logits,
             cache,

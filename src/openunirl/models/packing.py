@@ -1,8 +1,9 @@
-"""Packs several question-answer segments behind one image prefix, so that the prefix is computed once.
+"""Packs all questions and answers about an image behind its prefix, as a tree in which nothing stands twice.
 
 In: for each image the segments asked on it (lists of ids) and which of their positions predict answer tokens. Out: ids,
-positions, mask and the flat indices to score. Each segment sees the prefix and itself, causally; positions restart
-after the prefix, so a packed segment's logits equal those of the segment alone.
+positions, mask and the flat indices to score. A token sees the prefix and its own segment up to itself; positions
+restart after the prefix, so a packed segment's logits equal those of the segment alone. What two segments of an image
+begin with alike (a question with several answers, answers that agree) is one branch, computed once.
 
 Shapes: B images, Q segments, L positions (prefix included), S scored positions.
 """
@@ -12,12 +13,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 
 @dataclass(frozen=True, kw_only=True)
 class Packed:
-    """text_BL: ids after the prefix; positions_BL, mask over prefix and text; select_S: flat indices into B*L.
+    """text_BL: ids after the prefix; positions_BL, mask over prefix and text; select_S: flat indices into B*L, the same
+    one for every segment that reads it.
 
     slot_S: where each scored position goes in a flat [Q, T] table. Order of S: by segment, then by answer token.
     """
@@ -44,35 +47,33 @@ def pack(
 
     With `causal_prefix` the prefix's own positions see what stands before them, else the whole prefix.
     """
-    text: list[list[int]] = [[] for _ in range(num_images)]
-    segment: list[list[int]] = [[] for _ in range(num_images)]
-    offset: list[list[int]] = [[] for _ in range(num_images)]
+    start = prefix_len - 1  # the root of an image's tree
+    branch: list[dict[tuple[int, int], int]] = [{} for _ in range(num_images)]  # (place before, token) -> place
     select, slots = [], []
     for q, (image, question, answer) in enumerate(zip(images, questions, answers, strict=True)):
-        start, ids = len(text[image]), [*question, *answer[:-1]]  # the last token predicts nothing that is scored
-        text[image] += ids
-        segment[image] += [q + 1] * len(ids)
-        offset[image] += range(len(ids))
-        first = prefix_len + start + len(question) - 1
-        select += [(image, first + t) for t in range(len(answer))]
+        places = [start]
+        for token in [*question, *answer[:-1]]:  # the last token predicts nothing that is scored
+            places.append(branch[image].setdefault((places[-1], token), prefix_len + len(branch[image])))
+        select += [(image, place) for place in places[len(question) :]]
         slots += [q * width + t for t in range(len(answer))]
-    longest = max(map(len, text))
+    longest = max(map(len, branch))
     length = prefix_len + longest
-
-    def table(rows: list[list[int]], fill: int) -> torch.Tensor:
-        return torch.tensor([row + [fill] * (longest - len(row)) for row in rows], dtype=torch.int64)
-
-    segment_BL = torch.cat([torch.zeros(num_images, prefix_len, dtype=torch.int64), table(segment, -1)], dim=1)
-    prefix_positions = torch.arange(prefix_len).expand(num_images, prefix_len)
-    causal = torch.ones(length, length, dtype=torch.bool).tril()
-    same = segment_BL[:, :, None] == segment_BL[:, None, :]
-    mask = (segment_BL == 0)[:, None, :] | (same & causal)
+    text_BL = np.full((num_images, longest), pad)
+    positions_BL = np.tile(np.arange(length).clip(max=start), (num_images, 1))
+    mask_BLL = np.zeros((num_images, length, length), dtype=bool)
+    mask_BLL[:, :, :prefix_len] = True
     if causal_prefix:
-        mask &= causal
+        mask_BLL[:, :prefix_len, :prefix_len] = np.tri(prefix_len, dtype=bool)
+    for image, tree in enumerate(branch):
+        for (before, token), place in tree.items():
+            text_BL[image, place - prefix_len] = token
+            positions_BL[image, place] = positions_BL[image, before] + 1
+            mask_BLL[image, place, prefix_len:place] = mask_BLL[image, before, prefix_len:place]
+            mask_BLL[image, place, place] = True
     return Packed(
-        text_BL=table(text, pad),
-        positions_BL=torch.cat([prefix_positions, prefix_len + table(offset, 0)], dim=1),
-        mask=mask[:, None],
-        select_S=torch.tensor([image * length + at for image, at in select], dtype=torch.int64),
+        text_BL=torch.from_numpy(text_BL),
+        positions_BL=torch.from_numpy(positions_BL),
+        mask=torch.from_numpy(mask_BLL)[:, None],
+        select_S=torch.tensor([image * length + place for image, place in select], dtype=torch.int64),
         slot_S=torch.tensor(slots, dtype=torch.int64),
     )

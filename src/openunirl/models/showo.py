@@ -276,10 +276,9 @@ class Showo(Adapter):
         length = prefix_BL.shape[1]
         mask = torch.ones(1, 1, length, length, dtype=torch.bool, device=self.device)
         cache, prompt_ids = StaticCache(length), [self.prompting.question(q.question) for q in questions]
-        vocab, rows_Q = self.prompting.vocab, torch.tensor([q.image for q in questions], device=self.device)
+        vocab = self.prompting.vocab
         with packed_linears(self.net):
             self.net(prefix_BL, mask, cache=cache, **soft, **self._nothing)
-            cache.keep(rows_Q, length + max(map(len, prompt_ids)) + sampling.max_new_tokens)
             return decode_answers(
                 self.net,
                 cache,
