@@ -3,15 +3,15 @@
     python benchmarks/training_step.py [--images 4] [--guidance 5] [--repeats 3] [--compile] [--short]
 
 A pass scores the tokens of guided images (Show-o: those under a random mask, and, its worst case, all of them at once;
-Janus: all of them), or sampled answers, two on each image. The plain passes (plain_passes.py) are what a paper's code
-does. All sides must give the same gradients, within 1e-5 of their norm, and each weight's within 1e-4. "recomputed" is
-ours with --train.gradient-checkpointing, "compiled" (--compile) with --train.compile; it compiles before the clock
-starts.
+Janus: all of them), or sampled answers: to two questions on each image, or four to one question. The plain passes
+(plain_passes.py) are what a paper's code does. All sides must give the same gradients, within 1e-5 of their norm, and
+each weight's within 1e-4. "recomputed" is ours with --train.gradient-checkpointing, "compiled" (--compile) with
+--train.compile; it compiles before the clock starts.
 Memory is what the allocator saw at the worst moment, above the weights and their gradients (memory.py); --repeats 0
-measures nothing else. The floor is that of the products of each distinct text and of each distinct image behind one,
-without pads and without what no mask lets through, forward and backward, at the rate of this run (floor.py); nothing is
-computed twice in it. Janus sees pixels, decoded before the clock starts; its small vision tower is no part of the
-floor.
+measures nothing else. The floor is that of the products of each distinct text and of each distinct image behind one, of
+what texts about one image begin with alike only once, without pads and without what no mask lets through, forward and
+backward, at the rate of this run (floor.py); nothing is computed twice in it. Janus sees pixels, decoded before the
+clock starts; its small vision tower is no part of the floor.
 """
 
 from __future__ import annotations
@@ -119,18 +119,26 @@ def sampled_images(
     return rollout, model.scoring_passes(rollout, Estimator(name=estimator), key(seed, torch.arange(len(prompts))))[0]
 
 
-def answers_case(model: Model, prompts: list[str], seed: int) -> Case:
+def answers_case(model: Model, prompts: list[str], seed: int, *, questions: int = 2, each: int = 1) -> Case:
+    """`each` answers to each of `questions` questions on each image."""
     images = sampled_images(model, prompts, 1.0, "full_mask")[0].images
     if isinstance(model, Janus):
         images = Images(pixels_BCHW=model.decode(images))
-    asked, sampled = sampled_answers(model, images, seed)
+    asked, sampled = sampled_answers(model, images, seed, questions, each)
     ids = [row[m].tolist() for row, m in zip(sampled.tokens_QT, sampled.mask_QT, strict=True)]
-    scored, prompting = sum(map(len, ids)), model.prompting
-    texts = sum(len(prompting.question(one.question)) for one in asked) + scored - len(ids)  # no last token is fed
-    mean, prefix = texts // len(asked), midsize.image_prefix(model)
-    head = Product(m=scored, k=midsize.HIDDEN, n=prompting.vocab.text_size)
+    scored, prompting, read, fed = sum(map(len, ids)), model.prompting, set(), set()
+    for one, answer in zip(asked, ids, strict=True):
+        question = prompting.question(one.question)
+        text = (one.image, *question, *answer)
+        read |= {text[: 1 + i] for i in range(len(question), len(text) - 1)}  # what each scored token follows
+        fed |= {text[: 2 + i] for i in range(len(text) - 2)}  # no last token is fed
+    rows, prefix = len(images), midsize.image_prefix(model)
+    longest = sum(len(prompting.question(one.question)) for one in asked) // len(asked) + scored // len(asked) - 1
+    mean = len(fed) // rows // questions  # a question and its answers, side by side
+    head = Product(m=len(read), k=midsize.HIDDEN, n=prompting.vocab.text_size)
     return Case(
-        title=f"{name_of(model)}, {len(asked)} answers of up to {ANSWER_TOKENS} tokens on {len(images)} images",
+        title=f"{name_of(model)}, {len(asked)} answers of up to {ANSWER_TOKENS} tokens on {rows} images"
+        + (f", {each} to a question" if each > 1 else ""),
         model=model,
         plain=lambda: plain_passes.answers_loss(model, images, asked, ids),
         loss=lambda ours: -ours.score_answers(images, asked, sampled).logprobs_QT.sum() / scored,
@@ -139,19 +147,24 @@ def answers_case(model: Model, prompts: list[str], seed: int) -> Case:
             midsize.decoder(model),
             [
                 Block(
-                    rows=len(images), positions=prefix, read=0,
+                    rows=rows, positions=prefix, read=0,
                     keys=prefix if isinstance(model, Showo) else causal(prefix),
                 ),
-                Block(rows=len(asked), positions=mean, keys=prefix + causal(mean), read=scored // len(asked)),
+                Block(
+                    rows=rows * questions, positions=mean, keys=prefix + causal(longest),
+                    read=len(read) // rows // questions,
+                ),
             ],
             (head,),
         ),
     )  # fmt: skip
 
 
-def sampled_answers(model: Model, images: Images, seed: int) -> tuple[list[ImageQuestion], AnswerRollout]:
-    """Two questions on each image, answered."""
-    asked = [ImageQuestion(image=b, question=q) for b in range(len(images)) for q in midsize.questions(2)]
+def sampled_answers(
+    model: Model, images: Images, seed: int, questions: int, each: int
+) -> tuple[list[ImageQuestion], AnswerRollout]:
+    texts = [text for text in midsize.questions(questions) for _ in range(each)]
+    asked = [ImageQuestion(image=b, question=text) for b in range(len(images)) for text in texts]
     sampling = AnswerSampling(max_new_tokens=ANSWER_TOKENS, temperature=1.0)
     return asked, model.sample_answers(images, asked, key(seed, torch.arange(len(asked))), sampling)
 
@@ -238,16 +251,19 @@ def main() -> None:
     header(args.seed)
     images, repeats, side = (1, min(2, args.repeats), 8) if args.short else (args.images, args.repeats, 16)
     prompts = midsize.prompts(images)
+    few = prompts[: -(-images // 2)]
     showo = midsize.showo(side=side, seed=args.seed)
     compare(images_case(showo, prompts, args.guidance, "remask"), repeats, args.compile)
     compare(images_case(showo, prompts, args.guidance, "full_mask"), repeats, args.compile)
     compare(answers_case(showo, prompts, args.seed), repeats, args.compile)
+    compare(answers_case(showo, few, args.seed, questions=1, each=4), repeats, args.compile)
     del showo
     janus = midsize.janus(side=side, seed=args.seed)
     for name in janus.unlearned:
         janus.net.get_submodule(name).requires_grad_(False)
     compare(images_case(janus, prompts, args.guidance, "full_mask"), repeats, args.compile)
     compare(answers_case(janus, prompts, args.seed), repeats, args.compile)
+    compare(answers_case(janus, few, args.seed, questions=1, each=4), repeats, args.compile)
 
 
 if __name__ == "__main__":
