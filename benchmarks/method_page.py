@@ -52,10 +52,16 @@ updates, sampler, scored steps, learning rate and random draws are equal. "The d
 NAME-sft as it is. The gradient's norm is the first update's: that of "images only" and of "answers only" tell how much
 of the joint cell's each half gives. **"Detector reward" is rewarded with the evaluation's own verdict.**
 """
+TOGETHER = """
+Differences, paired by model and seed. The four variants are end-to-end, not end-to-end, images only and answers only.
+"""
 FIGURE = """
 Means over seeds. The reward is each cell's own, so cells that reward something else do not compare, as a running mean
 over twelve steps; oracle and understanding are on validation prompts, 0 images being the base.
 """
+
+ALIKE = (("sft-e2e", "grpo-e2e"), ("sft", "grpo"), ("sft-t2i-only", "t2i-only"), ("sft-mmu-only", "mmu-only"))
+"""Cells that differ in SFT against GRPO only: they share a colour, SFT's line is dashed."""
 
 COMPARED = {
     "drawing": DRAWING["overall"],
@@ -96,6 +102,58 @@ def differences(first: dict[int, Any], second: dict[int, Any], value: Value) -> 
     return [a - b for a, b in pairs if a is not None and b is not None]
 
 
+def alike_differences(cells: Cells, value: Value) -> list[float]:
+    """GRPO minus SFT for each seed, as the mean of the four variants (ALIKE); of the seeds that have all of them."""
+    found = []
+    for seed in sorted(set.intersection(*(set(cells.get(name, {})) for pair in ALIKE for name in pair))):
+        one = [differences({seed: cells[grpo][seed]}, {seed: cells[sft][seed]}, value) for sft, grpo in ALIKE]
+        if all(one):
+            found.append(float(np.mean(one)))
+    return found
+
+
+def contrasts(found: Sequence[Cells]) -> str:
+    """The table of differences, paired by seed, of one model or of several together."""
+
+    def row(says: str, of: Callable[[Cells, Value], list[float]]) -> list[str]:
+        return [says, *(told([d for cells in found for d in of(cells, value)], "+") for value in COMPARED.values())]
+
+    def pair(a: str, b: str) -> Callable[[Cells, Value], list[float]]:
+        return lambda cells, value: differences(cells.get(a, {}), cells.get(b, {}), value)
+
+    rows = [row("GRPO against SFT, mean of the four variants", alike_differences)]
+    rows += [row(says, pair(a, b)) for says, a, b in CONTRASTS]
+    rows += [row(f"{CELLS[name].says} against base", pair(name, "base")) for name in CELLS if name != "base"]
+    return table(["first against second", *COMPARED], rows)
+
+
+def lowest(found: Sequence[Cells]) -> str:
+    """How far drawing fell at worst, of SFT's and of GRPO's four variants."""
+    sft, grpo = (
+        sorted(
+            change
+            for cells in found
+            for pair in ALIKE
+            for change in differences(cells.get(pair[side], {}), cells.get("base", {}), DRAWING["overall"])
+        )
+        for side in (0, 1)
+    )
+    if not sft or not grpo:
+        return ""
+    return (
+        f"The lowest change of drawing against the base: {grpo[0]:+.3f} of {len(grpo)} cells of GRPO, {sft[0]:+.3f} of "
+        f"{len(sft)} of SFT, of which {sum(change < grpo[0] for change in sft)} lie below GRPO's lowest."
+    )
+
+
+def together(found: Mapping[str, Cells]) -> list[str]:
+    """The differences over all models, if there are several."""
+    if len(found) < 2:
+        return []
+    every = list(found.values())
+    return [f"## {' and '.join(found)} together", TOGETHER.strip(), contrasts(every), *filter(None, [lowest(every)])]
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
 
@@ -124,10 +182,6 @@ def section(model: str, cells: Cells, cap: float) -> str:
                 str(len(done)),
             ]
         )
-    compared = [
-        [says, *(told(differences(cells.get(a, {}), cells.get(b, {}), value), "+") for value in COMPARED.values())]
-        for says, a, b in CONTRASTS
-    ]
     parts = [
         f"## {model}",
         "Drawing, by GenEval's task types:",
@@ -137,7 +191,7 @@ def section(model: str, cells: Cells, cap: float) -> str:
         "Understanding and balance:",
         table(["cell", *BALANCE, "minutes", "images", "seeds"], balance),
         "Differences, paired by seed:",
-        table(["first against second", *COMPARED], compared),
+        contrasts([cells]),
         *notes(cells, cap),
     ]
     return "\n\n".join(parts)
@@ -215,10 +269,6 @@ def rewards(seed: int, cell: dict[str, Any]) -> list[list[float]]:
     return cell["reward"]
 
 
-ALIKE = (("sft-e2e", "grpo-e2e"), ("sft", "grpo"), ("sft-t2i-only", "t2i-only"), ("sft-mmu-only", "mmu-only"))
-"""Cells that differ in SFT against GRPO only: they share a colour, SFT's line is dashed."""
-
-
 def looks(name: str) -> dict[str, str]:
     """Colour and style of a cell's line; no two cells share both."""
     pair = next((pair for pair in ALIKE if name in pair), None)
@@ -285,5 +335,6 @@ def write_page(out: Path, page: Path, *, cap: float) -> None:
         f"![Reward, oracle and understanding over generated images]({figure.name})",
         FIGURE.strip(),
         *(section(model, cells, cap) for model, cells in found.items()),
+        *together(found),
     ]
     page.write_text("\n\n".join(text) + "\n", encoding="utf-8")

@@ -134,7 +134,7 @@ def summary(overall):
     }
 
 
-def finished(out, name, seed, overall, **more):
+def finished(out, name, seed, overall, model="tiny-showo", **more):
     cell = {
         "cell": name,
         "seed": seed,
@@ -150,7 +150,7 @@ def finished(out, name, seed, overall, **more):
         "correct": [True],
         "understood": [True],
     }
-    folder = out / "tiny-showo" / f"{name}-{seed}"
+    folder = out / model / f"{name}-{seed}"
     folder.mkdir(parents=True)
     (folder / "cell.json").write_text(json.dumps(cell | more))
 
@@ -187,6 +187,27 @@ def test_the_page_tells_means_intervals_and_what_stopped(tmp_path):
     assert "| GRPO against SFT | -0.100 |" in text  # the seed that both have
     assert "GRPO, 4 answers, seed 2, stopped itself**: step 2: too much" in text
     assert "GRPO, seed 1: 4.0 minutes, above the 3." in text
+    assert "together" not in text  # one model
+
+
+def test_the_page_compares_over_both_models_and_the_four_variants(tmp_path):
+    variants = {"grpo-e2e": "sft-e2e", "grpo": "sft", "t2i-only": "sft-t2i-only", "mmu-only": "sft-mmu-only"}
+    for model, up in (("tiny-janus", 0.0), ("tiny-showo", 0.2)):
+        for seed in (0, 1):
+            finished(tmp_path, "base", seed, 0.4, model)
+            for number, (grpo, sft) in enumerate(variants.items()):
+                finished(tmp_path, grpo, seed, 0.5 + up, model)
+                finished(tmp_path, sft, seed, 0.5 - 0.1 * number, model)  # the mean is .35
+    finished(tmp_path, "grpo", 2, 0.9, "tiny-showo")  # a seed without the other variants
+    write_page(tmp_path, tmp_path / "results.md", cap=3.0)
+    text = (tmp_path / "results.md").read_text()
+    both = text[text.index("## tiny-janus and tiny-showo together") :]
+    row = "| GRPO against SFT, mean of the four variants | "
+    assert f"{row}+0.150 ±0.000 |" in text and f"{row}+0.350 ±0.000 |" in text
+    half = 3.182 * (0.2**2 / 3) ** 0.5 / 2  # .15, .15, .35, .35
+    assert f"{row}+0.250 ±{half:.3f} | +0.000 ±0.000 | — |" in both
+    assert "| GRPO, end-to-end against base | +0.200 ±" in both
+    assert "+0.100 of 16 cells of GRPO, -0.200 of 16 of SFT, of which 12 lie below GRPO's lowest." in both
 
 
 def test_an_empty_folder_has_no_page(tmp_path):
