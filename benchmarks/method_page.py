@@ -141,8 +141,8 @@ def lowest(found: Sequence[Cells]) -> str:
     if not sft or not grpo:
         return ""
     return (
-        f"The lowest change of drawing against the base: {grpo[0]:+.3f} of {len(grpo)} cells of GRPO, {sft[0]:+.3f} of "
-        f"{len(sft)} of SFT, of which {sum(change < grpo[0] for change in sft)} lie below GRPO's lowest."
+        f"The lowest change of drawing against the base: {grpo[0]:+.3f} of {len(grpo)} cells of GRPO that ended, "
+        f"{sft[0]:+.3f} of {len(sft)} of SFT, of which {sum(change < grpo[0] for change in sft)} are below that."
     )
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from heldout import EVALUATION_SEED, claim, evaluate_folder, metrics_of, trained, training_minutes, write_json
-from method_cells import CELLS, cell_config, images_per_step
+from method_cells import CELLS, IMAGES, cell_config, images_per_step
 from method_page import write_page
 from openunirl import checkpoint
 from openunirl.config import RunConfig, to_dict
@@ -43,12 +43,12 @@ def model_name(model: str) -> str:
 
 def curves(run: Path, config: RunConfig) -> dict[str, Any]:
     """From metrics.jsonl: {"reward": [[images, value]], "probes": [[images, oracle, understanding]], ...}."""
-    rows, per_step, iterations = metrics_of(run), images_per_step(config), config.loss.num_iterations
+    rows, per_step = metrics_of(run), images_per_step(config)
     steps = [row for row in rows if "images" in row]
     return {
         "images": max((row["images"] for row in steps), default=0),
         "minutes": training_minutes(run),
-        "updates": sum("reward" in row for row in rows) * iterations,
+        "updates": sum("grad_norm" in row for row in rows) * config.loss.num_iterations,  # some steps only collect
         "grad_norm": next((row["grad_norm"] for row in rows if "grad_norm" in row), None),
         "reward": [[row["images"], row["reward"]] for row in steps if "reward" in row],
         "probes": [
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(BUNDLED))
     parser.add_argument("--cells", nargs="+", default=list(CELLS), choices=list(CELLS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--images", type=int, default=1280)
+    parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--probes", type=int, default=4, help="small evaluations on the way")
     parser.add_argument("--probe-prompts", type=int, default=96)
     parser.add_argument("--eval-images", type=int, default=600)

@@ -133,7 +133,6 @@ def answers_case(model: Model, prompts: list[str], seed: int, *, questions: int 
         read |= {text[: 1 + i] for i in range(len(question), len(text) - 1)}  # what each scored token follows
         fed |= {text[: 2 + i] for i in range(len(text) - 2)}  # no last token is fed
     rows, prefix = len(images), midsize.image_prefix(model)
-    longest = sum(len(prompting.question(one.question)) for one in asked) // len(asked) + scored // len(asked) - 1
     mean = len(fed) // rows // questions  # a question and its answers, side by side
     head = Product(m=len(read), k=midsize.HIDDEN, n=prompting.vocab.text_size)
     return Case(
@@ -151,7 +150,7 @@ def answers_case(model: Model, prompts: list[str], seed: int, *, questions: int 
                     keys=prefix if isinstance(model, Showo) else causal(prefix),
                 ),
                 Block(
-                    rows=rows * questions, positions=mean, keys=prefix + causal(longest),
+                    rows=rows * questions, positions=mean, keys=prefix + sum(len(text) - 1 for text in fed) // len(fed),
                     read=len(read) // rows // questions,
                 ),
             ],

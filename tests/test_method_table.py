@@ -5,15 +5,13 @@ from dataclasses import fields, replace
 
 import pytest
 
-from method_cells import CELLS, COMMON, CONTRASTS, cell_config, changed, images_per_step, preset_of
+from method_cells import CELLS, COMMON, CONTRASTS, IMAGES, cell_config, changed, images_per_step, preset_of
 from method_page import looks, mean_interval, write_page
-from method_table import run_cell
+from method_table import curves, run_cell
 from openunirl import train
 from openunirl.config import EvalConfig, from_dict, to_dict
 from openunirl.presets import BUNDLED, PRESETS
 from openunirl.validate import check
-
-IMAGES = 1536
 
 
 def made(name, model="tiny-showo", images=IMAGES):
@@ -58,9 +56,16 @@ def test_what_is_common_to_all_cells_but_the_recipe():
     assert all({c.loss.image_coef, c.loss.answer_coef} <= {0.0, 1.0} for c in configs)
 
 
+@pytest.mark.parametrize("model", [*BUNDLED, "tiny-janus"])
+@pytest.mark.parametrize("name", CELLS)
+def test_no_machine_chooses_a_cells_precision(name, model):
+    assert made(name, model).train.mixed_precision == "no"
+
+
 def test_the_recipe_keeps_its_rounds():
     config = made("recipe")
-    assert config.train.max_steps == 3 * config.loss.ref_model_sync_steps
+    syncs = range(config.loss.ref_model_sync_steps, config.train.max_steps, config.loss.ref_model_sync_steps)
+    assert len(syncs) == 2  # the last round's end has no next one
     assert config.train.wise_ft_alpha == PRESETS["tiny-showo-sft"].train.wise_ft_alpha < 1
 
 
@@ -78,6 +83,14 @@ def test_what_the_cells_train():
     }
     assert [name for name in CELLS if made(name).reward.shuffle] == ["shuffled"]
     assert made("k4").rollout.num_answers == 4
+
+
+def test_steps_that_only_collect_are_no_updates(tmp_path):
+    config = made("recipe", "tiny-janus")
+    assert config.loss.replay_steps and config.loss.num_iterations == 6
+    rows = [{"images": 64, "reward": 0.5}] * 2 + [{"images": 192, "reward": 0.5, "grad_norm": 0.1}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps({"step": 1, "seconds": 1} | row) + "\n" for row in rows))
+    assert curves(tmp_path, config)["updates"] == 6
 
 
 def test_what_cannot_be_a_cell_is_refused():
@@ -207,7 +220,7 @@ def test_the_page_compares_over_both_models_and_the_four_variants(tmp_path):
     half = 3.182 * (0.2**2 / 3) ** 0.5 / 2  # .15, .15, .35, .35
     assert f"{row}+0.250 ±{half:.3f} | +0.000 ±0.000 | — |" in both
     assert "| GRPO, end-to-end against base | +0.200 ±" in both
-    assert "+0.100 of 16 cells of GRPO, -0.200 of 16 of SFT, of which 12 lie below GRPO's lowest." in both
+    assert "+0.100 of 16 cells of GRPO that ended, -0.200 of 16 of SFT, of which 12 are below that." in both
 
 
 def test_an_empty_folder_has_no_page(tmp_path):

@@ -21,13 +21,19 @@ def test_a_tree_by_hand():
     assert sees == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 0, 0, 0, 1]]
     assert packed.mask[0, 0, :, :2].all() and not packed.mask[0, 0, :2, 2:].any()
     assert packed.mask[1, 0, 2:, 2:].int().tolist()[:2] == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0]]
-    assert packed.select_S.tolist() == [3, 4, 3, 4, 5, 3, 6, 7 + 2, 7 + 3]
+    assert packed.select_U.tolist() == [3, 4, 5, 6, 7 + 2, 7 + 3]
+    assert packed.read_S.tolist() == [0, 1, 0, 1, 2, 0, 3, 4, 5]
     assert packed.slot_S.tolist() == [0, 1, 3, 4, 5, 6, 9, 12, 13]
 
 
 def test_an_empty_question_is_answered_from_the_prefix():
     packed = pack([1], [[]], [[4, 1]], **OPTIONS)
-    assert packed.text_BL.tolist() == [[0], [4]] and packed.select_S.tolist() == [3 + 1, 3 + 2]
+    assert packed.text_BL.tolist() == [[0], [4]] and packed.select_U.tolist() == [3 + 1, 3 + 2]
+
+
+def test_an_answer_without_tokens_has_no_score():
+    packed = pack([0, 0], [[5], [5]], [[], [7, 1]], **OPTIONS)
+    assert packed.select_U.tolist() == [2, 3] and packed.read_S.tolist() == [0, 1] and packed.slot_S.tolist() == [3, 4]
 
 
 @pytest.fixture(params=["tiny-showo", "tiny-janus"])

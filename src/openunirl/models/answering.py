@@ -1,10 +1,11 @@
 """Answers, token by token: batched decoding over a shared image prefix, and scores of given answers.
 
 In: a network called as net(ids, mask, positions_BL=, cache=, select=, rows=), a cache that holds each image's prefix,
-and is used up. Out: AnswerRollout / AnswerScores. A question asked of an image several times is read once. Questions of
-different lengths are padded on the left; pads are masked and positions skip them, so padding changes nothing.
+and is used up. Out: AnswerRollout / AnswerScores. What one call asks of an image several times is read once. Questions
+of different lengths are padded on the left; pads are masked and positions skip them, so padding changes nothing.
 
-Shapes: Q questions, D distinct ones, T answer tokens, L prompt positions, V rows of the vocabulary, S scored positions.
+Shapes: Q questions, D distinct ones, T answer tokens, L prompt positions, V rows of the vocabulary, S answer tokens, U
+positions that predict them, M tokens that follow one of those at most.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 
 from openunirl.draws import KeyedDraws
 from openunirl.models.chunked import Reduce
+from openunirl.models.packing import Packed
 from openunirl.models.policy import entropy, wide
 from openunirl.models.static_cache import StaticCache
 from openunirl.types import AnswerRollout, AnswerSampling, AnswerScores, ImageQuestion
@@ -110,25 +112,36 @@ def answer_tokens(answers: AnswerRollout | Sequence[str], tokenize: Callable[[st
 def score_tokens(
     score: Callable[[Reduce], tuple[torch.Tensor, ...]],
     ids: Sequence[list[int]],
-    slot_S: torch.Tensor,
+    packed: Packed,
     width: int,
     temperature: float,
+    device: torch.device,
 ) -> AnswerScores:
-    """Tables [Q, width], at least float32, of the answers `ids`; `score` applies a reduction to the logits at their
-    tokens, and `slot_S` are the tokens' flat places in the tables."""
-    chosen_S = torch.tensor([t for row in ids for t in row], device=slot_S.device)
+    """Tables [Q, width], at least float32, of the answers `ids`; `score` applies a reduction to the logits that are
+    read."""
+    wanted: list[dict[int, int]] = [{} for _ in packed.select_U]  # token -> which of M, for each of U
+    tokens = [token for row in ids for token in row]
+    which = [
+        wanted[read].setdefault(token, len(wanted[read]))
+        for read, token in zip(packed.read_S.tolist(), tokens, strict=True)
+    ]
+    most = max(map(len, wanted), default=1)
+    chosen_UM = torch.tensor([[*row, *[0] * (most - len(row))] for row in wanted], dtype=torch.int64)
+    chosen_UM = chosen_UM.view(-1, most).to(device)
+    read_S, slot_S = packed.read_S.to(device), packed.slot_S.to(device)
 
     def reduce(logits_CV: torch.Tensor, index_C: torch.Tensor) -> tuple[torch.Tensor, ...]:
         logp_CV = torch.log_softmax(wide(logits_CV) / (temperature or 1.0), dim=-1)
-        return logp_CV.gather(1, chosen_S.index_select(0, index_C)[:, None])[:, 0], entropy(logp_CV)
+        return logp_CV.gather(1, chosen_UM.index_select(0, index_C)), entropy(logp_CV)
 
     def table(values_S: torch.Tensor) -> torch.Tensor:
-        flat = torch.zeros(len(ids) * width, dtype=values_S.dtype, device=values_S.device)
+        flat = torch.zeros(len(ids) * width, dtype=values_S.dtype, device=device)
         return flat.index_copy(0, slot_S, values_S).view(len(ids), width)
 
-    logp_S, entropy_S = score(reduce)
+    logp_UM, entropy_U = score(reduce)
+    entropy_S = entropy_U.index_select(0, read_S)
     return AnswerScores(
-        logprobs_QT=table(logp_S),
+        logprobs_QT=table(logp_UM.flatten().index_select(0, read_S * most + torch.tensor(which, device=device))),
         entropy_QT=table(entropy_S),
         mask_QT=table(torch.ones_like(entropy_S)).bool(),
     )

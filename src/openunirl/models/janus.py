@@ -309,16 +309,17 @@ class Janus(Adapter):
             torch.cat([prefix_BL, packed.text_BL.to(device)], dim=1),
             packed.mask.to(device),
             positions_BL=packed.positions_BL.to(device),
-            select=packed.select_S.to(device),
+            select=packed.select_U.to(device),
             rows=(0, self.prompting.vocab.text_size) if text else None,
             **seen,
         )
         return score_tokens(
             lambda reduce: score(reduce=(lambda logits, at: reduce(self._no_images(logits), at)) if text else reduce),
             ids,
-            packed.slot_S.to(device),
+            packed,
             width,
             temperature,
+            device,
         )
 
     def _text_logits(self, *args: Any, **kwargs: Any) -> torch.Tensor:

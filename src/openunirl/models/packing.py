@@ -1,11 +1,11 @@
 """Packs all questions and answers about an image behind its prefix, as a tree in which nothing stands twice.
 
 In: for each image the segments asked on it (lists of ids) and which of their positions predict answer tokens. Out: ids,
-positions, mask and the flat indices to score. A token sees the prefix and its own segment up to itself; positions
+positions, mask and the flat indices to read. A token sees the prefix and its own segment up to itself; positions
 restart after the prefix, so a packed segment's logits equal those of the segment alone. What two segments of an image
-begin with alike (a question with several answers, answers that agree) is one branch, computed once.
+begin with alike (a question with several answers, answers that agree) is one branch, computed and read once.
 
-Shapes: B images, Q segments, L positions (prefix included), S scored positions.
+Shapes: B images, Q segments, L positions (prefix included), U positions that are read, S answer tokens.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ import torch
 
 @dataclass(frozen=True, kw_only=True)
 class Packed:
-    """text_BL: ids after the prefix; positions_BL, mask over prefix and text; select_S: flat indices into B*L, the same
-    one for every segment that reads it.
+    """text_BL: ids after the prefix; positions_BL, mask over prefix and text; select_U: flat indices into B*L.
 
-    slot_S: where each scored position goes in a flat [Q, T] table. Order of S: by segment, then by answer token.
+    read_S: which of U predicts each answer token; slot_S: where that goes in a flat [Q, T] table. Order of S: by
+    segment, then by answer token.
     """
 
     text_BL: torch.Tensor
     positions_BL: torch.Tensor
     mask: torch.Tensor
-    select_S: torch.Tensor
+    select_U: torch.Tensor
+    read_S: torch.Tensor
     slot_S: torch.Tensor
 
 
@@ -49,12 +50,14 @@ def pack(
     """
     start = prefix_len - 1  # the root of an image's tree
     branch: list[dict[tuple[int, int], int]] = [{} for _ in range(num_images)]  # (place before, token) -> place
-    select, slots = [], []
+    reads: dict[tuple[int, int], int] = {}  # (image, place) -> which of U
+    read, slots = [], []
     for q, (image, question, answer) in enumerate(zip(images, questions, answers, strict=True)):
         places = [start]
         for token in [*question, *answer[:-1]]:  # the last token predicts nothing that is scored
             places.append(branch[image].setdefault((places[-1], token), prefix_len + len(branch[image])))
-        select += [(image, place) for place in places[len(question) :]]
+        ends = places[len(question) : len(question) + len(answer)]
+        read += [reads.setdefault((image, place), len(reads)) for place in ends]
         slots += [q * width + t for t in range(len(answer))]
     longest = max(map(len, branch))
     length = prefix_len + longest
@@ -74,6 +77,7 @@ def pack(
         text_BL=torch.from_numpy(text_BL),
         positions_BL=torch.from_numpy(positions_BL),
         mask=torch.from_numpy(mask_BLL)[:, None],
-        select_S=torch.tensor([image * length + place for image, place in select], dtype=torch.int64),
+        select_U=torch.tensor([image * length + place for image, place in reads], dtype=torch.int64),
+        read_S=torch.tensor(read, dtype=torch.int64),
         slot_S=torch.tensor(slots, dtype=torch.int64),
     )

@@ -319,11 +319,11 @@ class Showo(Adapter):
             torch.cat([prefix_BL, packed.text_BL.to(device)], dim=1),
             packed.mask.to(device),
             positions_BL=packed.positions_BL.to(device),
-            select=packed.select_S.to(device),
+            select=packed.select_U.to(device),
             rows=(0, self.prompting.vocab.text_size) if support == "text" else None,
             **soft,
         )
-        return score_tokens(lambda reduce: score(reduce=reduce), ids, packed.slot_S.to(device), width, temperature)
+        return score_tokens(lambda reduce: score(reduce=reduce), ids, packed, width, temperature, device)
 
     def _image_prefix(self, images: Images) -> tuple[torch.Tensor, dict[str, Any]]:
         """Ids [B, N + 3] of the understanding prefix, and what the net needs to mix relaxed one-hots in."""
