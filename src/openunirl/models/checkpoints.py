@@ -140,13 +140,24 @@ def build(
 
     Errors: as load_strictly's; and ValueError that names `sizes` where no network can be made.
     """
-    with _that_can_be(sizes), torch.device("meta"):
-        planned = make()
-    check_fit(planned, state, source, optional)
+    check_sizes(make, state, source, sizes, optional)
     with _that_can_be(sizes):
         net = make()
     load_strictly(net, state, source, optional)
     return net
+
+
+def check_sizes(
+    make: Callable[[], nn.Module],
+    state: Mapping[str, torch.Tensor],
+    source: object,
+    sizes: object,
+    optional: tuple[str, ...] = (),
+) -> None:
+    """That the network can be made, and that the weights fit it; takes no memory. Errors: `build`'s."""
+    with _that_can_be(sizes), torch.device("meta"):
+        planned = make()
+    check_fit(planned, state, source, optional)
 
 
 def check_fit(

@@ -278,7 +278,7 @@ def _janus_to_hf(source: _Source) -> _Written:
     else:
         state = source.state
         config = _janus_config(source, state) | {"image_token_id": tokens.placeholder}
-    _check_janus(config, state, source.name)
+    _check_janus(config, state, source)
     config |= _janus_ours(source, words)
     files = janus_files.hf_files(config, tokens, *_janus_files(source))
     return _Written(state=state, json={"config.json": config, **files}, copies=_tokenizer_copies(source))
@@ -287,7 +287,7 @@ def _janus_to_hf(source: _Source) -> _Written:
 def _janus_to_official(source: _Source) -> _Written:
     words = _janus_tokenizer(source)
     config = _janus_config(source, source.state)
-    _check_janus(config, source.state, source.name)
+    _check_janus(config, source.state, source)
     files = janus_files.official_files(config, *_janus_files(source))
     config = janus_layout.official_config(config) | _janus_ours(source, words)
     state = janus_layout.to_official(source.state)
@@ -301,10 +301,11 @@ def _janus_config(source: _Source, hf_state: Tensors) -> dict[str, Any]:
     return json.loads(config.to_json_string()) | known
 
 
-def _check_janus(hf_config: Mapping[str, Any], hf_state: Tensors, name: str) -> None:
-    with torch.device("meta"):
-        network = JanusForConditionalGeneration(JanusConfig.from_dict(dict(hf_config)))
-    checkpoints.check_fit(network, hf_state, name)
+def _check_janus(hf_config: Mapping[str, Any], hf_state: Tensors, source: _Source) -> None:
+    def make() -> JanusForConditionalGeneration:
+        return JanusForConditionalGeneration(JanusConfig.from_dict(dict(hf_config)))
+
+    checkpoints.check_sizes(make, hf_state, source.name, source.config_file)
 
 
 def _janus_files(source: _Source) -> tuple[dict[str, Any], dict[str, Any]]:
