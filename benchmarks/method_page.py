@@ -49,8 +49,9 @@ right); imbalance is their mean, 0 is perfect balance. The collusion gap is self
 
 All trained cells but the recipe differ in nothing but what the second table says: prompts, number of images, questions,
 updates, sampler, scored steps, learning rate and random draws are equal. "The demo's recipe" is the model's preset
-NAME-sft as it is. The gradient's norm is the first update's: that of "images only" and of "answers only" tell how much
-of the joint cell's each half gives. **"Detector reward" is rewarded with the evaluation's own verdict.**
+NAME-sft as it is. All train in float32. The gradient's norm is the first update's: that of "images only" and of
+"answers only" tell how much of the joint cell's each half gives. **"Detector reward" is rewarded with the evaluation's
+own verdict.**
 """
 TOGETHER = """
 Differences, paired by model and seed. The four variants are end-to-end, not end-to-end, images only and answers only.
