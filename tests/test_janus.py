@@ -38,7 +38,7 @@ def model():
 
 
 class Watched(nn.Module):
-    """The net, and the number of rows and positions of every call."""
+    """The net, and the number of rows and positions of every call, and of the prefixes where there are any."""
 
     def __init__(self, net):
         super().__init__()
@@ -47,7 +47,8 @@ class Watched(nn.Module):
     def forward(self, ids_BL, *args, **options):
         codes_BN = options.get("codes_BN")
         parts = [part for part in (ids_BL, codes_BN) if part is not None]
-        self.calls.append((parts[0].shape[0], sum(part.shape[1] for part in parts)))
+        prefix = tuple(options["prefix"].ids_DP.shape) if "prefix" in options else ()
+        self.calls.append((parts[0].shape[0], sum(part.shape[1] for part in parts), *prefix))
         return self.net(ids_BL, *args, **options)
 
 
@@ -94,15 +95,16 @@ def test_images_of_one_prompt_share_its_prefill(watched, scale, prefilled, drawn
     assert watched.net.calls == [(prefilled, length)] + [(drawn, 1)] * 63
 
 
-def test_scoring_is_one_pass(watched):
-    rollout = watched.sample_images([SHORT, LONG], seeds(2), ImageSampling(guidance_scale=2.0))
+def test_scoring_is_one_pass_that_reads_each_prompt_once(watched):
+    """Three images of two prompts, and, guided, an unconditional row of each length; boi stands in each image's row."""
+    rollout = watched.sample_images([SHORT, LONG, SHORT], seeds(3), ImageSampling(guidance_scale=2.0))
     watched.net.calls.clear()
     (one,) = watched.scoring_passes(rollout, None, None)
     assert one.scored_BN.all() and one.shown_BN.all() and (one.weight_BN == 1).all()
     watched.score_images(rollout, one)
     watched.score_images(rollout, one, logprob_guidance=False)
-    length = len(watched.prompting.t2i(LONG)) + 63
-    assert watched.net.calls == [(4, length), (2, length)]
+    prompt = len(watched.prompting.t2i(LONG)) - 1
+    assert watched.net.calls == [(6, 64, 4, prompt), (3, 64, 2, prompt)]
 
 
 def test_guidance_one_is_the_conditional_policy(model):

@@ -136,6 +136,9 @@ def test_scoring_computes_a_row_of_one_text_that_shows_the_same_once(name, rows,
     """Of two distinct prompts and no text; gradients are those of images scored one by one."""
     model = build("tiny-showo", shapes.vocabulary(), seed=3)
     model.net.to(torch.float64)
+    model.net.attn_implementation = model.net.showo.model.config._attn_implementation = (
+        "sdpa"  # eager rounds to float32
+    )
     seeds_B, calls, forward = key(9, torch.arange(len(PROMPTS))), [], model.net.forward
     rollout = model.sample_images(PROMPTS, seeds_B, ImageSampling(num_timesteps=2, guidance_scale=2.0))
     (one,) = model.scoring_passes(rollout, Estimator(name=name), seeds_B)

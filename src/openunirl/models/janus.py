@@ -37,6 +37,7 @@ from openunirl.models.masked import Estimator
 from openunirl.models.packed_linear import packed_linears
 from openunirl.models.packing import pack
 from openunirl.models.policy import drawing_loss, log_policy, score
+from openunirl.models.prefix import Prefix
 from openunirl.models.protocol import PretrainBatch, Support
 from openunirl.models.static_cache import StaticCache
 from openunirl.models.vq import JanusVQ
@@ -149,7 +150,7 @@ class Janus(Adapter):
 
     def _draw(self, prompts: Sequence[str], draws: Draws, sampling: ImageSampling) -> ImageRollout:
         guided, num = sampling.guidance_scale != 1, self.num_image_tokens
-        rows, rows_B = self._distinct_rows(prompts, guided)
+        rows, rows_B = self._distinct_rows([self.prompting.t2i(prompt) for prompt in prompts], guided)
         ids_RL, real_RL = self._table(rows)
         length = ids_RL.shape[1]
         cache = StaticCache(length)
@@ -214,28 +215,28 @@ class Janus(Adapter):
     ) -> Any:
         """Raw logits [B*N, V] of the image tokens after each row of ids, in one teacher-forced pass; guided, those of
         the unconditional rows follow: [2B*N, V]. Or what a reduction makes of them. Differentiable."""
-        if scale != 1:
-            rows = [*rows, *(self.prompting.unconditional(len(row)) for row in rows)]
-        ids_RL, real_RL = self._table(rows)
-        start, num = ids_RL.shape[1] - 1, self.num_image_tokens  # boi predicts the first token
-        codes_RN = tokens_BN[:, :-1].repeat(len(rows) // len(tokens_BN), 1)
-        real_RL = F.pad(real_RL, (0, num - 1), value=True)
-        select = torch.arange(real_RL.numel(), device=self.device).view(real_RL.shape)[:, start : start + num]
+        distinct, row_R = self._distinct_rows(rows, scale != 1)
+        ids_DP, real_DP = self._table([row[:-1] for row in distinct])  # boi predicts the first token: a row's own
+        own_R1, num = torch.tensor([[row[-1]] for row in distinct], device=self.device)[row_R], self.num_image_tokens
+        seen_R11P = real_DP.index_select(0, row_R)[:, None, None]
+        earlier = torch.ones(1, 1, num, num, dtype=torch.bool, device=self.device).tril()
         return self.net(
-            ids_RL,
-            causal_mask(real_RL),
-            positions_BL=positions(real_RL),
-            codes_BN=codes_RN,
-            select=select.flatten(),
+            own_R1,
+            torch.cat([seen_R11P.expand(-1, -1, num, -1), earlier.expand(len(row_R), -1, -1, -1)], dim=-1),
+            positions_BL=seen_R11P.sum(-1)[:, 0] + torch.arange(num, device=self.device),
+            codes_BN=tokens_BN[:, :-1].repeat(len(row_R) // len(tokens_BN), 1),
+            select=torch.arange(len(row_R) * num, device=self.device),
             head="image",
+            prefix=Prefix(ids_DP=ids_DP, positions_DP=positions(real_DP), mask=causal_mask(real_DP), row_B=row_R),
             **reduced,
         )
 
-    def _distinct_rows(self, prompts: Sequence[str], guided: bool) -> tuple[list[list[int]], torch.Tensor]:
-        """Distinct rows of ids, and the row of each image: conditional ones, then (if guided) unconditional ones."""
-        wanted = [tuple(self.prompting.t2i(prompt)) for prompt in prompts]
+    def _distinct_rows(self, rows: Sequence[list[int]], guided: bool) -> tuple[list[list[int]], torch.Tensor]:
+        """Distinct rows of ids, and which of them each row of a batch is: those given, then (if guided) unconditional
+        ones."""
+        wanted = [tuple(row) for row in rows]
         if guided:
-            wanted += [tuple(self.prompting.unconditional(len(row))) for row in wanted]
+            wanted += [tuple(self.prompting.unconditional(len(row))) for row in rows]
         place = {row: i for i, row in enumerate(dict.fromkeys(wanted))}
         return [list(row) for row in place], torch.tensor([place[row] for row in wanted], device=self.device)
 

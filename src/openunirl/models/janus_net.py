@@ -28,7 +28,8 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from openunirl.models import checkpoints
 from openunirl.models.chunked import Reduce, in_chunks
 from openunirl.models.layers import PrefixCache, RowsLinear
-from openunirl.models.trunk import Rotation, additive_mask, attend, run_layers, selected
+from openunirl.models.prefix import Common, Prefix
+from openunirl.models.trunk import Rotation, attend, run_layers, selected
 
 
 class JanusLayer(LlamaDecoderLayer):
@@ -41,10 +42,13 @@ class JanusLayer(LlamaDecoderLayer):
         position_embeddings: Rotation,
         past_key_values: PrefixCache | None = None,
         select: torch.Tensor | None = None,
+        common: Common | None = None,
     ) -> torch.Tensor:
         own: Any = self.self_attn
         normed_BLH = self.input_layernorm(hidden_BLH)
-        attended = attend(own, own.o_proj, normed_BLH, position_embeddings, attention_mask, past_key_values, select)
+        attended = attend(
+            own, own.o_proj, normed_BLH, position_embeddings, attention_mask, past_key_values, select, common
+        )
         hidden = selected(hidden_BLH, select) + attended
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
@@ -91,17 +95,23 @@ class JanusNet(nn.Module):
         rows: tuple[int, int] | None = None,
         reduce: Reduce | None = None,
         groups: int = 1,
+        prefix: Prefix | None = None,
     ) -> Any:
         """Logits at the positions `select` (trunk.py: flat indices into B*L; None = all).
 
         The sequence is the text `ids_BL` and then the drawn codes `codes_BN`; either may be None. What the tower sees
         in `pixels_BCHW` (0..1) takes the places from `pixels_start` on, whatever ids stand there. mask: bool [B or 1,
         1, L or 1, L (+ cached)], True = may attend. `rows` is a range of the text head. Returns [B, L, V] or as many as
-        are selected, [S, V] or [B, K, V]; with `reduce`, which takes [S], what it makes of them (chunked.py).
+        are selected, [S, V] or [B, K, V]; with `reduce`, which takes [S], what it makes of them (chunked.py). With
+        `prefix` (prefix.py) everything else is of what stands behind it.
         """
         language: Any = self.model["language_model"]
-        parts = []
-        if ids_BL is not None:
+        parts, before = [], None
+        if ids_BL is not None and prefix is not None:
+            text = language.embed_tokens(prefix.before(prefix.ids_DP, ids_BL))
+            before, own = text[0].tensor_split([prefix.ids_DP.numel()])
+            parts.append(own.view(*ids_BL.shape, -1))
+        elif ids_BL is not None:
             parts.append(language.embed_tokens(ids_BL))
         if pixels_BCHW is not None:
             seen_BLH = self.model["aligner"](self.model["vision_model"](pixels_BCHW * 2 - 1).last_hidden_state)
@@ -111,14 +121,20 @@ class JanusNet(nn.Module):
             drawn_BNH = self.model["generation_aligner"](self.model["generation_embeddings"](codes_BN))
             # autocast would leave codes in bfloat16 where no text stands beside them: when drawn, not when scored
             parts.append(drawn_BNH.to(language.embed_tokens.weight.dtype))
-        hidden_BLH = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        hidden = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        if prefix is not None and before is not None:
+            hidden = prefix.before(before[None], hidden)
+        low = torch.finfo(hidden.dtype).min
         hidden_selected = run_layers(
             language.layers,
-            hidden_BLH,
-            select,
-            attention_mask=additive_mask(mask, hidden_BLH, torch.finfo(hidden_BLH.dtype).min),
-            position_embeddings=language.rotary_emb(hidden_BLH, position_ids=positions_BL),
-            past_key_values=cache,
+            language.rotary_emb,
+            hidden,
+            mask,
+            positions_BL,
+            low,
+            cache=cache,
+            select=select,
+            prefix=prefix,
         )
         hidden_selected = language.norm(hidden_selected)
         drawing = self.model["generation_head"]  # gathered with the root, so that chunks gather nothing

@@ -36,6 +36,7 @@ from openunirl.models.masked import MASKED, Estimator
 from openunirl.models.packed_linear import packed_linears
 from openunirl.models.packing import pack
 from openunirl.models.policy import drawing_loss, log_policy, score
+from openunirl.models.prefix import Prefix
 from openunirl.models.protocol import PretrainBatch, Support
 from openunirl.models.showo_drawing import DrawingPasses
 from openunirl.models.showo_net import ShowoNet, ShowoSizes
@@ -224,28 +225,26 @@ class Showo(Adapter):
         image_R = torch.tensor([wanted.index(row) % len(shown) for row in place], device=shown_BN.device)
         prefix_DL, text_R = self._prefixes([text for text, _ in place], guided=False)
         block_RL = self.prompting.image_block(self._image_ids(shown_BN.index_select(0, image_R)))
-        ids_BL = torch.cat([prefix_DL.index_select(0, text_R), block_RL], dim=1)
         row_GB = torch.tensor([place[row] for row in wanted], device=picked_S.device).view(-1, len(shown))
         row_GS = row_GB.index_select(1, picked_S // num)
-        select_S = (row_GS * ids_BL.shape[1] + prefix_DL.shape[1] + 1 + picked_S % num).flatten()
         return self.net(
-            ids_BL,
-            self.prompting.t2i_mask(ids_BL),
-            positions_BL=self._tail(ids_BL),
-            select=select_S,
+            block_RL,
+            self.prompting.block_mask(prefix_DL.index_select(0, text_R), block_RL.shape[1]),
+            positions_BL=self._tail(block_RL),
+            select=(row_GS * block_RL.shape[1] + 1 + picked_S % num).flatten(),
             rows=self._code_rows,
+            prefix=Prefix(
+                ids_DP=prefix_DL,
+                positions_DP=self._tail(prefix_DL),
+                mask=self.prompting.t2i_mask(prefix_DL),
+                row_B=text_R,
+            ),
             **reduced,
         )
 
     def _prefixes(self, prompts: Sequence[str], guided: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Distinct text prefixes (the unconditional one last), common pads cut; and the prefix of each batch row."""
-        distinct = list(dict.fromkeys(prompts))
-        place = {prompt: i for i, prompt in enumerate(distinct)}
-        rows = [place[prompt] for prompt in prompts]
-        prefix_BL = self.prompting.t2i_prefix(distinct + [""] * guided)
-        pads = int((prefix_BL == self.prompting.vocab.pad).sum(1).min())
-        rows += [len(distinct)] * (len(prompts) * guided)
-        return prefix_BL[:, pads:].to(self.device), torch.tensor(rows, device=self.device)
+        prefix_DL, rows = self.prompting.distinct_prefixes(prompts, guided)
+        return prefix_DL.to(self.device), rows.to(self.device)
 
     def _tail(self, ids_BL: torch.Tensor) -> torch.Tensor:
         """Absolute positions of a row whose leading pads were cut: it ends where the full row would."""

@@ -16,7 +16,6 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
 from openunirl.models.layers import PrefixCache
 from openunirl.models.policy import guide
@@ -59,9 +58,7 @@ class DrawingPasses:
     ) -> torch.Tensor:
         ids_RL = self.prompting.image_block(self.image_ids(tokens_RN))
         offset = torch.arange(ids_RL.shape[1], device=ids_RL.device)[None]
-        # soi, image and eoi see the text (not its pads) and the whole image block
-        seen_RL = self.text_DL.index_select(0, rows_R) != self.prompting.vocab.pad
-        mask = F.pad(seen_RL, (0, ids_RL.shape[1]), value=True)[:, None, None]
+        mask = self.prompting.block_mask(self.text_DL.index_select(0, rows_R), ids_RL.shape[1])
         given: dict[str, Any] = {"positions_BL": offset + self.prompting.max_text_len + 1, "rows": self.rows}
         if at_RK is None:
             return self.net(ids_RL, mask, cache=texts, **given)[:, 1:-1]

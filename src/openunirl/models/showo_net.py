@@ -22,7 +22,8 @@ from transformers.models.phi.modeling_phi import PhiDecoderLayer
 
 from openunirl.models.chunked import Reduce
 from openunirl.models.layers import PrefixCache, RowsEmbedding, RowsLinear
-from openunirl.models.trunk import Rotation, additive_mask, attend, run_layers, selected
+from openunirl.models.prefix import Common, Prefix
+from openunirl.models.trunk import Rotation, attend, run_layers, selected
 
 _TELLING = {
     "showo.model.embed_tokens.weight": 2,
@@ -102,11 +103,12 @@ class ShowoLayer(PhiDecoderLayer):
         position_embeddings: Rotation,
         past_key_values: PrefixCache | None = None,
         select: torch.Tensor | None = None,
+        common: Common | None = None,
     ) -> torch.Tensor:
         own: Any = self.self_attn
         normed_BLH, norms = self.input_layernorm(hidden_BLH), (own.q_layernorm, own.k_layernorm)
         attended = attend(
-            own, own.dense, normed_BLH, position_embeddings, attention_mask, past_key_values, select, norms
+            own, own.dense, normed_BLH, position_embeddings, attention_mask, past_key_values, select, common, norms
         )
         return attended + self.mlp(selected(normed_BLH, select)) + selected(hidden_BLH, select)
 
@@ -142,35 +144,32 @@ class ShowoNet(nn.Module):
         onehots_row: int = 0,
         reduce: Reduce | None = None,
         groups: int = 1,
+        prefix: Prefix | None = None,
     ) -> Any:
         """Logits at the positions `select` (trunk.py: flat indices into B*L; None = all) for the vocabulary range
         `rows`.
 
         mask: bool [B or 1, 1, L or 1, L (+ cached)], True = may attend. With `onehots_BNV` the embeddings of the N
-        positions from `onehots_start` are onehots @ embedding[onehots_row:...], and the ids there are not read.
+        positions from `onehots_start` are onehots @ embedding[onehots_row:...], and the ids there are not read. With
+        `prefix` (prefix.py) everything else is of what stands behind it.
         Returns [B, L, V] or as many as are selected, [S, V] or [B, K, V]; with `reduce`, which takes [S], what it makes
         of them (chunked.py).
         """
         embed: Any = self.showo.model.embed_tokens
-        if onehots_BNV is None:
-            hidden_BLH = embed(ids_BL)
-        else:
+        if onehots_BNV is not None:
             end = onehots_start + onehots_BNV.shape[1]
             soft_BNH = embed(None, onehots_BNV, onehots_row)
-            hidden_BLH = torch.cat([embed(ids_BL[:, :onehots_start]), soft_BNH, embed(ids_BL[:, end:])], dim=1)
+            hidden = torch.cat([embed(ids_BL[:, :onehots_start]), soft_BNH, embed(ids_BL[:, end:])], dim=1)
+        else:
+            hidden = embed(ids_BL if prefix is None else prefix.before(prefix.ids_DP, ids_BL))
         trunk: Any = self.showo.model
         if positions_BL is None:
             seen = cache.get_seq_length() if cache is not None else 0
-            positions_BL = torch.arange(seen, seen + hidden_BLH.shape[1], device=hidden_BLH.device)[None]
+            positions_BL = torch.arange(seen, seen + hidden.shape[1], device=hidden.device)[None]
         # -inf is what sdpa makes of a bool mask, in every layer anew
-        low = -torch.inf if self.attn_implementation == "sdpa" else torch.finfo(hidden_BLH.dtype).min
+        low = -torch.inf if self.attn_implementation == "sdpa" else torch.finfo(hidden.dtype).min
         hidden = run_layers(
-            trunk.layers,
-            hidden_BLH,
-            select,
-            attention_mask=additive_mask(mask, hidden_BLH, low),
-            position_embeddings=trunk.rotary_emb(hidden_BLH, position_ids=positions_BL),
-            past_key_values=cache,
+            trunk.layers, trunk.rotary_emb, hidden, mask, positions_BL, low, cache=cache, select=select, prefix=prefix
         )
         hidden = trunk.final_layernorm(hidden)
         head: Any = self.showo.lm_head

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
 IGNORE = -100
 SPECIAL_TOKENS = tuple(f"<|{name}|>" for name in ("soi", "eoi", "sov", "eov", "t2i", "mmu", "t2v", "v2v", "lvg"))
@@ -107,6 +108,14 @@ class Prompting:
             rows.append([self.vocab.pad] * (limit - len(ids)) + ids)
         return torch.tensor(rows, dtype=torch.int64).view(len(texts), limit)
 
+    def distinct_prefixes(self, prompts: Sequence[str], guided: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """[D, L], common pads cut, the unconditional one last; and which of them each row of a batch has: the
+        prompts', then (if guided) as many unconditional ones."""
+        place = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+        prefix_DL = self.t2i_prefix([*place, *[""] * guided])
+        rows = [place[prompt] for prompt in prompts] + [len(place)] * (len(prompts) * guided)
+        return prefix_DL[:, int((prefix_DL == self.vocab.pad).sum(1).min()) :], torch.tensor(rows)
+
     def image_block(self, image_ids_BN: torch.Tensor) -> torch.Tensor:
         """soi, image ids (offset included), eoi: [B, N + 2]."""
         soi, eoi = (torch.full_like(image_ids_BN[:, :1], self.vocab.special(name)) for name in ("soi", "eoi"))
@@ -179,6 +188,10 @@ class Prompting:
             pad = ids_BL == self.vocab.pad
             allowed = allowed & (~pad[:, None, :] | pad[:, :, None])
         return allowed[:, None]
+
+    def block_mask(self, prefix_BL: torch.Tensor, length: int) -> torch.Tensor:
+        """[B, 1, 1, L + length]. What each of a block's `length` positions sees behind a prefix: the same as there."""
+        return F.pad(prefix_BL != self.vocab.pad, (0, length), value=True)[:, None, None]
 
     def mmu_mask(self, ids_BL: torch.Tensor) -> torch.Tensor:
         """[B, 1, L, L]. Every row sees everything up to eoi; after that causal. Pads are on the right and stay

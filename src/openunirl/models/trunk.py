@@ -5,12 +5,14 @@ In: transformers' layers, hidden states, an additive mask, a rotation, a cache. 
 positions. What `select` says: None, everything; [S], flat places in B*L; [B, K], the same with equally many in each
 row, which spares the other positions' queries, too; [0, 0], nothing: the pass only fills the cache.
 
-Shapes: B rows, L positions, M positions attended to, S or K selected ones, H hidden, R rotated entries of a head.
+Shapes: B rows, L positions, M positions attended to, S or K selected ones, H hidden, R rotated entries of a head; with
+a prefix (prefix.py) hidden states are one row of T places.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,17 +21,46 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from openunirl.models.layers import PrefixCache
+from openunirl.models.prefix import Common, Prefix
 
 Rotation = tuple[torch.Tensor, torch.Tensor]
 """Cosines and sines [1 or B, L, R]."""
 
 
-def run_layers(layers: Iterable[nn.Module], hidden_BLH: torch.Tensor, select: torch.Tensor | None, **given: Any) -> Any:
-    """[B, L, H], or of the selected positions [S, H] or [B, K, H]."""
+def run_layers(
+    layers: Iterable[nn.Module],
+    rotary: Callable[..., Rotation],
+    hidden: torch.Tensor,
+    mask: torch.Tensor,
+    positions_BL: torch.Tensor,
+    low: float,
+    *,
+    cache: PrefixCache | None = None,
+    select: torch.Tensor | None = None,
+    prefix: Prefix | None = None,
+) -> Any:
+    """[B, L, H], or of the selected positions [S, H] or [B, K, H]. hidden: [B, L, H], with a prefix [1, T, H]; the
+    boolean mask is `low` where nobody may attend."""
+    common = None
+    if prefix is not None:
+        assert select is not None and select.ndim == 1, "behind a prefix, places are selected"
+        positions_BL, own = prefix.places(positions_BL), mask.shape[-1] - prefix.ids_DP.shape[1]
+        if prefix.shared:
+            common = Common(prefix.row_B, additive_mask(prefix.mask, hidden, low))
+            select = select + common.places
+        else:
+            hidden, positions_BL, mask = prefix.joined(hidden), prefix.joined(positions_BL), prefix.joined_mask(mask)
+            select = prefix.joined_select(select, own)
+    given: dict[str, Any] = {
+        "attention_mask": additive_mask(mask, hidden, low),
+        "position_embeddings": rotary(hidden, position_ids=positions_BL),
+        "past_key_values": cache,
+        "common": common,
+    }
     *most, last = layers
     for layer in most:
-        hidden_BLH = layer(hidden_BLH, **given)
-    return last(hidden_BLH, select=select, **given)
+        hidden = layer(hidden, **given)
+    return last(hidden, select=select, **given)
 
 
 def additive_mask(mask: torch.Tensor, like: torch.Tensor, low: float) -> torch.Tensor:
@@ -53,6 +84,7 @@ def attend(
     mask: torch.Tensor,
     cache: PrefixCache | None,
     select: torch.Tensor | None,
+    common: Common | None,
     norms: Sequence[Callable[[torch.Tensor], torch.Tensor]] = (),
 ) -> torch.Tensor:
     """What transformers' attention `module` makes of its input, at the selected positions. `project` is its last
@@ -61,6 +93,10 @@ def attend(
     def heads(linear: nn.Module, input_BLH: torch.Tensor, number: int) -> torch.Tensor:
         split = linear(input_BLH).unflatten(-1, (-1, module.head_dim)).transpose(1, 2)
         return norms[number](split) if norms else split
+
+    def compute(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager_attention_forward)
+        return attention(module, queries, keys, values, mask, dropout=0.0, scaling=module.scaling)[0].flatten(2)
 
     keys = rotate(heads(module.k_proj, normed_BLH, 1), rotation)
     values = module.v_proj(normed_BLH).unflatten(-1, (-1, module.head_dim)).transpose(1, 2)
@@ -74,9 +110,12 @@ def attend(
         rotation = selected(rotation[0], select), selected(rotation[1], select)
         if mask.shape[2] > 1:
             mask = selected(mask[:, 0], select)[:, None]
+    if common is not None and select is not None:  # the last layer, whose prefixes nobody reads
+        normed_BLH, select = normed_BLH[:, common.places :], select - common.places
+        rotation = rotation[0][:, common.places :], rotation[1][:, common.places :]
     queries = rotate(heads(module.q_proj, normed_BLH, 0), rotation)
-    compute = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager_attention_forward)
-    attended_BLH = compute(module, queries, keys, values, mask, dropout=0.0, scaling=module.scaling)[0].flatten(2)
+    ask = compute if common is None else partial(common.attend, compute)
+    attended_BLH = ask(queries, keys, values, mask)
     if select is not None and select.ndim == 1:
         attended_BLH = selected(attended_BLH, select)
     return project(attended_BLH)
