@@ -1,9 +1,10 @@
 """Answering: our batched decoding against a plain one (Janus: and transformers' generate), per answer, and the floor.
 
-    python benchmarks/answering.py [--family showo|janus] [--answers 8] [--new-tokens 32] [--plain-answers 1]
+    python benchmarks/answering.py [--family showo|janus] [--answers 8] [--each 1] [--new-tokens 32] [--plain-answers 1]
         [--repeats 3] [--short]
 
-Every question has its own image. The plain decoding, below, is what a paper's code does: one answer at a time, the
+Every question has its own image and is asked `--each` times (greedy, so its answers are alike; the work is that of
+sampled ones of equal length). The plain decoding, below, is what a paper's code does: one answer at a time, the
 whole sequence anew for every token, all logits of the vocabulary (58,498; Janus: 102,400) at all positions. It answers
 the first `--plain-answers` questions (it is slow), and times are per answer, all of one length. transformers' generate,
 text mode, has all questions in one batch with its own cache. All are greedy over text ids and must give the same
@@ -92,17 +93,17 @@ def transformers_generate(model: Janus, images: Images, asked: list[str], new_to
 
 
 def floor_passes(model: Model, asked: list[str], drawn: list[int]) -> list[Pass]:
-    """Every image and question once, then one position a token; text logits where a token is drawn. Of the last layer
-    keys and values only, where no token is drawn."""
+    """Every image and question (`asked` holds those that differ) once, then one position a token of each answer; text
+    logits where a token is drawn. Of the last layer keys and values only, where no token is drawn."""
     count, decoder, prefix = len(asked), midsize.decoder(model), midsize.image_prefix(model)
     seen = prefix if isinstance(model, Showo) else causal(prefix)
     mean = sum(len(model.prompting.question(q)) for q in asked) // count
-    head = Product(m=count, k=midsize.HIDDEN, n=model.prompting.vocab.text_size)
-    later = round(sum(drawn) / count) - 1
+    first, head = (Product(m=rows, k=midsize.HIDDEN, n=model.prompting.vocab.text_size) for rows in (count, len(drawn)))
+    later = round(sum(drawn) / len(drawn)) - 1
     return [
         Pass(name="images", products=decoder.products(count, prefix, seen, read=0)),
-        Pass(name="questions", products=(*decoder.products(count, mean, prefix + causal(mean), read=1), head)),
-        *(steps(decoder, count, prefix + mean + 1, later, (head,), parts=2) if later > 0 else []),
+        Pass(name="questions", products=(*decoder.products(count, mean, prefix + causal(mean), read=1), first)),
+        *(steps(decoder, len(drawn), prefix + mean + 1, later, (head,), parts=2) if later > 0 else []),
     ]
 
 
@@ -110,22 +111,25 @@ def main() -> None:
     options = parser(__doc__, repeats=3)
     options.add_argument("--family", choices=("showo", "janus"), default="showo")
     options.add_argument("--answers", type=int, default=8)
+    options.add_argument("--each", type=int, default=1, help="answers to each question")
     options.add_argument("--new-tokens", type=int, default=32)
     options.add_argument("--plain-answers", type=int, default=1)
     args = options.parse_args()
     header(args.seed)
-    new_tokens, count = 4 if args.short else args.new_tokens, args.answers
+    new_tokens, count = 4 if args.short else args.new_tokens, args.answers // args.each
+    assert count * args.each == args.answers, f"--answers {args.answers} is no multiple of --each {args.each}"
     model: Model = getattr(midsize, args.family)(side=8 if args.short else 16, seed=args.seed)
     generator = torch.Generator().manual_seed(args.seed)
     images = Images(tokens_BN=torch.randint(model.num_codes, (count, model.num_image_tokens), generator=generator))
     if isinstance(model, Janus):
         images = Images(pixels_BCHW=model.decode(images))
-    asked = midsize.questions(count)
-    questions = [ImageQuestion(image=b, question=q) for b, q in enumerate(asked)]
-    seeds_Q, sampling = key(args.seed, torch.arange(count)), AnswerSampling(max_new_tokens=new_tokens)
+    distinct = midsize.questions(count)
+    questions = [ImageQuestion(image=b, question=q) for b, q in enumerate(distinct) for _ in range(args.each)]
+    asked, seen = [one.question for one in questions], images.select(torch.tensor([one.image for one in questions]))
+    seeds_Q, sampling = key(args.seed, torch.arange(len(asked))), AnswerSampling(max_new_tokens=new_tokens)
 
     def slow() -> list[list[int]]:
-        return plain(model, images, asked[: args.plain_answers], new_tokens)
+        return plain(model, seen, asked[: args.plain_answers], new_tokens)
 
     def ours() -> list[list[int]]:
         got = model.sample_answers(images, questions, seeds_Q, sampling)
@@ -133,20 +137,21 @@ def main() -> None:
 
     tasks: dict[str, Callable[[], list[list[int]]]] = {"plain": slow}
     if isinstance(model, Janus):
-        tasks["transformers' generate"] = transformers_generate(model, images, asked, new_tokens)
+        tasks["transformers' generate"] = transformers_generate(model, seen, asked, new_tokens)
     tasks |= {"ours": ours, "ours, not packed": lambda: midsize.not_packed(ours)}
-    print(f"{count} answers of at most {new_tokens} tokens on images of {model.num_image_tokens}; seconds per answer")
+    told = f"{len(asked)} answers of at most {new_tokens} tokens on {count} images of {model.num_image_tokens} tokens"
+    print(f"{told}; seconds per answer")
     answers = {name: task() for name, task in tasks.items()}
     for name, got in answers.items():
         equal = [a == b for a, b in zip(answers["ours"], got, strict=False)]
         print(f"answers equal to ours, {name}: {sum(equal)} of {len(equal)}")
         assert equal and all(equal), f"{name} answers otherwise: {got} where ours are {answers['ours']}"
     lengths = {len(ids) for ids in answers["ours"]}
-    assert args.plain_answers >= count or len(lengths) == 1, (
+    assert args.plain_answers >= len(asked) or len(lengths) == 1, (
         f"answers of {sorted(lengths)} tokens: times per answer of some and of all compare nothing; take another "
-        f"--seed, or --plain-answers {count}"
+        f"--seed, or --plain-answers {len(asked)}"
     )
-    replay = Replay(floor_passes(model, asked, [len(ids) for ids in answers["ours"]]), repeats=1)
+    replay = Replay(floor_passes(model, distinct, [len(ids) for ids in answers["ours"]]), repeats=1)
     taken = take_turns(tasks | {"floor": replay.measure}, 2 if args.short else args.repeats, model.device)
     report(taken, replay, per={name: len(answers.get(name, asked)) for name in taken})
 

@@ -3,7 +3,8 @@
     python benchmarks/training_step.py [--images 4] [--guidance 5] [--repeats 3] [--compile] [--short]
 
 A pass scores the tokens of guided images (Show-o: those under a random mask, and, its worst case, all of them at once;
-Janus: all of them), or sampled answers: to two questions on each image, or four to one question. The plain passes
+Janus: all of them), each of its own prompt or all of one, or sampled answers: to two questions on each image, or four
+to one question. The plain passes
 (plain_passes.py) are what a paper's code does. All sides must give the same gradients, within 1e-5 of their norm, and
 each weight's within 1e-4. "recomputed" is ours with --train.gradient-checkpointing, "compiled" (--compile) with
 --train.compile; it compiles before the clock starts.
@@ -68,7 +69,8 @@ def images_case(model: Model, prompts: list[str], guidance: float, estimator: Li
     head = Product(m=m, k=width, n=model.num_codes)
     return Case(
         title=f"{name_of(model)}, {len(prompts)} images of {model.num_image_tokens} tokens, guidance {guidance:g}"
-        + (f", {estimator}" if isinstance(model, Showo) else ""),
+        + (f", {estimator}" if isinstance(model, Showo) else "")
+        + (", one prompt" if len(set(prompts)) < len(prompts) else ""),
         model=model,
         plain=lambda: plain_passes.images_loss(model, rollout, one),
         loss=lambda ours: -ours.score_images(rollout, one).logprobs_BN.sum() / scored,
@@ -250,10 +252,11 @@ def main() -> None:
     header(args.seed)
     images, repeats, side = (1, min(2, args.repeats), 8) if args.short else (args.images, args.repeats, 16)
     prompts = midsize.prompts(images)
-    few = prompts[: -(-images // 2)]
+    few, group = prompts[: -(-images // 2)], midsize.prompts(2)[1:] * max(2, images)
     showo = midsize.showo(side=side, seed=args.seed)
     compare(images_case(showo, prompts, args.guidance, "remask"), repeats, args.compile)
     compare(images_case(showo, prompts, args.guidance, "full_mask"), repeats, args.compile)
+    compare(images_case(showo, group, args.guidance, "remask"), repeats, args.compile)
     compare(answers_case(showo, prompts, args.seed), repeats, args.compile)
     compare(answers_case(showo, few, args.seed, questions=1, each=4), repeats, args.compile)
     del showo
@@ -261,6 +264,7 @@ def main() -> None:
     for name in janus.unlearned:
         janus.net.get_submodule(name).requires_grad_(False)
     compare(images_case(janus, prompts, args.guidance, "full_mask"), repeats, args.compile)
+    compare(images_case(janus, group, args.guidance, "full_mask"), repeats, args.compile)
     compare(answers_case(janus, prompts, args.seed), repeats, args.compile)
     compare(answers_case(janus, few, args.seed, questions=1, each=4), repeats, args.compile)
 

@@ -229,7 +229,9 @@ def test_two_processes_train_as_one_does(tmp_path):
     for alone, together in zip(*told, strict=True):
         assert alone.keys() == together.keys()
         for name in alone.keys() - {"seconds"}:
-            assert together[name] == pytest.approx(alone[name], rel=1e-4, abs=1e-6, nan_ok=True), name
+            # signed advantages cancel in the loss: it is near 0 and its rounding is theirs
+            least = 1e-6 * alone["advantage_abs"] if name == "loss" else 1e-7
+            assert together[name] == pytest.approx(alone[name], rel=1e-4, abs=least, nan_ok=True), name
 
 
 def test_what_two_processes_held_one_goes_on_with(tmp_path):
