@@ -3,11 +3,10 @@
     python benchmarks/training_step.py [--images 4] [--guidance 5] [--repeats 3] [--compile] [--short]
 
 A pass scores the tokens of guided images (Show-o: those under a random mask, and, its worst case, all of them at once;
-Janus: all of them), each of its own prompt or all of one, or sampled answers: to two questions on each image, or four
-to one question. The plain passes
-(plain_passes.py) are what a paper's code does. All sides must give the same gradients, within 1e-5 of their norm, and
-each weight's within 1e-4. "recomputed" is ours with --train.gradient-checkpointing, "compiled" (--compile) with
---train.compile; it compiles before the clock starts.
+Janus: all of them), of several prompts or all of one, or sampled answers: to two questions on each image, or four to
+one question. The plain passes (plain_passes.py) are what a paper's code does. All sides must give the same gradients,
+within 1e-5 of their norm, and each weight's within 1e-4. "recomputed" is ours with --train.gradient-checkpointing,
+"compiled" (--compile) with --train.compile; it compiles before the clock starts.
 Memory is what the allocator saw at the worst moment, above the weights and their gradients (memory.py); --repeats 0
 measures nothing else. The floor is that of the products of each distinct text and of each distinct image behind one, of
 what texts about one image begin with alike only once, without pads and without what no mask lets through, forward and
@@ -70,7 +69,7 @@ def images_case(model: Model, prompts: list[str], guidance: float, estimator: Li
     return Case(
         title=f"{name_of(model)}, {len(prompts)} images of {model.num_image_tokens} tokens, guidance {guidance:g}"
         + (f", {estimator}" if isinstance(model, Showo) else "")
-        + (", one prompt" if len(set(prompts)) < len(prompts) else ""),
+        + (", one prompt" if len(set(prompts)) == 1 < len(prompts) else ""),
         model=model,
         plain=lambda: plain_passes.images_loss(model, rollout, one),
         loss=lambda ours: -ours.score_images(rollout, one).logprobs_BN.sum() / scored,

@@ -17,14 +17,14 @@ ROLLOUT = RolloutConfig(
 )
 
 
-def gradients(model):
+def gradients(model, parts=2):
     config = LossConfig(beta=0.1, num_scored_steps=0)
     rollout = roll_out(model, shapes.prompts("train", 1, 0), ROLLOUT, seed=1, step=1)
     ups = torch.tensor([1.0, -1.0])
     experience = gather_experience(model, rollout, ups, ups, config, temperature=1.0)
     totals = Totals(samples=2, tokens=4, max_length=2)
     terms = Terms(config=config, image_totals=totals, answer_totals=totals, temperature=1.0, stats=Stats())
-    for part in loss_parts(model, experience, parts=2, terms=terms):
+    for part in loss_parts(model, experience, parts=parts, terms=terms):
         part.backward()
     return rollout, [parameter.grad for parameter in model.net.parameters()]
 
@@ -38,8 +38,9 @@ def frames():
     return counters["frames"]
 
 
+@pytest.mark.parametrize("parts", [1, 2], ids=["both images behind one prefix", "each alone"])
 @pytest.mark.parametrize(("family", "recomputed", "rank"), [("tiny-showo", True, 2), ("tiny-janus", False, 0)])
-def test_compiled_layers_draw_and_learn_the_same(family, recomputed, rank, frames):
+def test_compiled_layers_draw_and_learn_the_same(family, recomputed, rank, parts, frames):
     models = [build(family, shapes.vocabulary(), seed=5) for _ in range(2)]
     for model in models:
         if rank:
@@ -52,7 +53,7 @@ def test_compiled_layers_draw_and_learn_the_same(family, recomputed, rank, frame
     if recomputed:
         compiled.recompute_activations()
     assert [name for name, _ in compiled.net.named_parameters()] == names
-    (plain_rollout, plain), (compiled_rollout, ours) = map(gradients, models)
+    (plain_rollout, plain), (compiled_rollout, ours) = (gradients(model, parts) for model in models)
     assert torch.equal(plain_rollout.images.tokens_BN, compiled_rollout.images.tokens_BN)
     for a, b in zip(plain, ours, strict=True):
         assert (a is None) == (b is None)

@@ -136,9 +136,8 @@ def test_scoring_computes_a_row_of_one_text_that_shows_the_same_once(name, rows,
     """Of two distinct prompts and no text; gradients are those of images scored one by one."""
     model = build("tiny-showo", shapes.vocabulary(), seed=3)
     model.net.to(torch.float64)
-    model.net.attn_implementation = model.net.showo.model.config._attn_implementation = (
-        "sdpa"  # eager rounds to float32
-    )
+    # eager attention's softmax rounds to float32
+    model.net.attn_implementation = model.net.showo.model.config._attn_implementation = "sdpa"
     seeds_B, calls, forward = key(9, torch.arange(len(PROMPTS))), [], model.net.forward
     rollout = model.sample_images(PROMPTS, seeds_B, ImageSampling(num_timesteps=2, guidance_scale=2.0))
     (one,) = model.scoring_passes(rollout, Estimator(name=name), seeds_B)
@@ -158,3 +157,17 @@ def test_scoring_computes_a_row_of_one_text_that_shows_the_same_once(name, rows,
     for name, weight in model.net.named_parameters():
         if weight.grad is not None:
             assert (weight.grad - grads[name]).norm() <= 1e-6 * grads[name].norm() + 1e-9, name
+
+
+def test_tokens_of_the_models_own_in_a_text_move_nothing(model):
+    """A text may hold `<|soi|>` and pads: both halves read it at the same places, and no text loses its beginning."""
+    prompts = ["a <|soi|> circle", "[PAD] a photo of two red stars and a blue circle"]
+    text_DL, _ = model.prompting.distinct_prefixes(prompts, guided=True)
+    assert (text_DL == model.prompting.vocab.special("t2i")).sum(1).tolist() == [1, 1, 1]
+    assert model.prompting.text_positions(text_DL)[0, -1] == model.prompting.max_text_len
+    seeds_B = key(9, torch.arange(2))
+    rollout = model.sample_images(prompts, seeds_B, ImageSampling(num_timesteps=3, guidance_scale=2.0))
+    for one in model.scoring_passes(rollout, Estimator(), seeds_B):
+        with torch.no_grad():
+            scored_BN = model.score_images(rollout, one).logprobs_BN
+        torch.testing.assert_close(scored_BN, rollout.logprobs_BN * one.scored_BN, atol=1e-4, rtol=0)

@@ -57,7 +57,10 @@ def test_two_share_what_one_does():
     assert asked[0] == asked[1] == [2, 0, 2, 0, 0, 0]  # 7 of each: 4 for the first, 3 and the first one again
     for rank in range(Peer.count):
         assert found[rank].generated == alone.generated and found[rank].references == alone.references
-        assert found[rank].summary == alone.summary and np.array_equal(found[rank].pictures, alone.pictures)
+        assert found[rank].summary == alone.summary
+        # another number of pictures at once: on some processors a convolution then rounds otherwise
+        apart = np.abs(found[rank].pictures.astype(int) - alone.pictures)
+        assert apart.max() <= 1 and apart.mean() < 1e-4
 
 
 def test_a_folder_is_not_shared_in_memory(tmp_path):

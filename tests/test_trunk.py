@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from openunirl.models.janus_net import JanusNet
 from openunirl.models.layers import PrefixCache
 from openunirl.models.prefix import Prefix
 from openunirl.models.tiny import build
@@ -16,10 +17,14 @@ SELECTIONS = {
 }
 
 
-@pytest.fixture(scope="module", params=["showo sdpa", "showo eager", "janus sdpa", "janus eager"])
+@pytest.fixture(scope="module", params=["showo sdpa", "showo eager", "janus sdpa", "janus eager", "janus grouped"])
 def net(request):
     family, attention = request.param.split()
-    net = build(f"tiny-{family}", shapes.vocabulary(), seed=2).net
+    model = build(f"tiny-{family}", shapes.vocabulary(), seed=2)
+    net = model.net
+    if attention == "grouped":  # two heads share their keys and values
+        model.config.text_config.num_key_value_heads //= 2
+        net, attention = JanusNet(model.config), "sdpa"
     use_attention(net, attention)
     return net.double()
 

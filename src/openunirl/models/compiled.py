@@ -1,5 +1,6 @@
 """torch.compile of a decoder's layers, one by one: all are one piece of code, so it is compiled once for each way in
-which it is called: with and without gradients, adapters or a relaxed image, as the last layer, for one row or several.
+which it is called: with and without gradients, adapters, a relaxed image or a shared prefix, as the last layer, for one
+row or several.
 
 In: layers. Out: the same layers. A pass that fills a key/value cache is left alone: its length grows with every token.
 """

@@ -4,9 +4,9 @@ In: prompts, questions, images as tokens, pixels or one-hots. Out: rollouts and 
 2410.13848), Janus-Pro (2501.17811) and their released inference; METHOD 2 and 3 for log-probs and relaxed images.
 
 Departures: 1. prompts of different lengths are batched, padded on the left, positions counting from the first id; each
-distinct prompt, and one unconditional row per length, is computed once and lent to its images through a static cache;
-2. at guidance 1 only conditional rows are computed; 3. answers are limited to text ids without image specials; 4. the
-questions on one image share its prefix; 5. drawn images are read as float pixels, without rounding to 8 bits.
+distinct prompt, and one unconditional row per length, is computed once for its images, drawn (static_cache.py) and
+scored (prefix.py); 2. at guidance 1 only conditional rows are computed; 3. answers are limited to text ids without
+image specials; 4. the questions on one image share its prefix; 5. drawn images are read as float pixels, unrounded.
 
 Shapes: B images, Q questions, R rows, N image tokens, T answer tokens, V codes, L positions, S selected positions.
 """

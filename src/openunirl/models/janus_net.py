@@ -106,10 +106,11 @@ class JanusNet(nn.Module):
         `prefix` (prefix.py) everything else is of what stands behind it.
         """
         language: Any = self.model["language_model"]
-        parts, before = [], None
-        if ids_BL is not None and prefix is not None:
-            text = language.embed_tokens(prefix.before(prefix.ids_DP, ids_BL))
-            before, own = text[0].tensor_split([prefix.ids_DP.numel()])
+        parts, prefix_PH = [], None
+        if prefix is not None:
+            assert ids_BL is not None and pixels_BCHW is None, "behind a prefix: text, then codes"
+            text = language.embed_tokens(prefix.in_one_row(prefix.ids_DP, ids_BL))
+            prefix_PH, own = text[0].tensor_split([prefix.ids_DP.numel()])
             parts.append(own.view(*ids_BL.shape, -1))
         elif ids_BL is not None:
             parts.append(language.embed_tokens(ids_BL))
@@ -122,8 +123,8 @@ class JanusNet(nn.Module):
             # autocast would leave codes in bfloat16 where no text stands beside them: when drawn, not when scored
             parts.append(drawn_BNH.to(language.embed_tokens.weight.dtype))
         hidden = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        if prefix is not None and before is not None:
-            hidden = prefix.before(before[None], hidden)
+        if prefix is not None and prefix_PH is not None:
+            hidden = prefix.in_one_row(prefix_PH[None], hidden)
         low = torch.finfo(hidden.dtype).min
         hidden_selected = run_layers(
             language.layers,

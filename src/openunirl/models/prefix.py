@@ -35,14 +35,14 @@ class Prefix:
         """Whether there are fewer prefixes than rows. Where not, whole rows are faster: attention is called once."""
         return len(self.ids_DP) < len(self.row_B)
 
-    def before(self, prefix_DP: torch.Tensor, own_BL: torch.Tensor) -> torch.Tensor:
-        """[1, T, ...]: something of the prefixes' positions and, after it, the same of the rows' own ([1 or B, L])."""
+    def in_one_row(self, prefix_DP: torch.Tensor, own_BL: torch.Tensor) -> torch.Tensor:
+        """[D, P, ...] and the rows' own [1 or B, L, ...] -> [1, T, ...]."""
         own_BL = own_BL.expand(len(self.row_B), *own_BL.shape[1:])
         return torch.cat([prefix_DP.flatten(0, 1), own_BL.flatten(0, 1)])[None]
 
-    def places(self, positions_BL: torch.Tensor) -> torch.Tensor:
-        """Positions [1, T]."""
-        return self.before(self.positions_DP.expand_as(self.ids_DP), positions_BL)
+    def positions(self, own_BL: torch.Tensor) -> torch.Tensor:
+        """[1, T], from the rows' own positions [1 or B, L]."""
+        return self.in_one_row(self.positions_DP.expand_as(self.ids_DP), own_BL)
 
     def joined(self, x: torch.Tensor) -> torch.Tensor:
         """[1, T, ...] -> [B, P + L, ...]: each row with its prefix in front."""
@@ -68,7 +68,7 @@ class Common(NamedTuple):
     mask: torch.Tensor
 
     @property
-    def places(self) -> int:
+    def prefix_places(self) -> int:
         """D*P, which the rows' own places follow."""
         return self.mask.shape[0] * self.mask.shape[2]
 
@@ -79,21 +79,23 @@ class Common(NamedTuple):
         keys: torch.Tensor,
         values: torch.Tensor,
         mask: torch.Tensor,
-    ) -> torch.Tensor:
-        """[1, T, H] where queries [1, heads, T, ...] ask for all places, [1, B*L, H] where only for the rows' own."""
+    ) -> tuple[torch.Tensor, ...]:
+        """[1, D*P, H] and [1, B*L, H] where queries [1, heads, T, ...] ask for all places; the latter alone where they
+        ask for the rows' own, as a last layer's do. Joined before they are projected, they would be kept twice."""
         (prefix_keys, own_keys), (prefix_values, own_values) = self._apart(keys), self._apart(values)
         own_keys = torch.cat([prefix_keys.index_select(0, self.row_B), own_keys], dim=2)
         own_values = torch.cat([prefix_values.index_select(0, self.row_B), own_values], dim=2)
         if queries.shape[2] < keys.shape[2]:
-            return compute(self._by_row(queries), own_keys, own_values, mask).flatten(0, 1)[None]
+            return (compute(self._by_row(queries), own_keys, own_values, mask).flatten(0, 1)[None],)
         prefix_queries, own_queries = self._apart(queries)
-        prefix = compute(prefix_queries, prefix_keys, prefix_values, self.mask)
+        # copies: what is kept for the backward pass as a view would keep the rows' own keys and values, too
+        prefix = compute(prefix_queries, prefix_keys.clone(), prefix_values.clone(), self.mask)
         own = compute(own_queries, own_keys, own_values, mask)
-        return torch.cat([prefix.flatten(0, 1), own.flatten(0, 1)])[None]
+        return prefix.flatten(0, 1)[None], own.flatten(0, 1)[None]
 
     def _apart(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """[1, heads, T, ...] -> [D, heads, P, ...] and [B, heads, L, ...]."""
-        prefix, own = x[0].tensor_split([self.places], dim=1)
+        prefix, own = x[0].tensor_split([self.prefix_places], dim=1)
         return prefix.unflatten(1, (len(self.mask), -1)).transpose(0, 1), self._by_row(own[None])
 
     def _by_row(self, x: torch.Tensor) -> torch.Tensor:

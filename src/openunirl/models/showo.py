@@ -161,10 +161,11 @@ class Showo(Adapter):
     ) -> ImageRollout:
         self.check_sampling(sampling)
         text_DL, rows_R = self._prefixes(prompts, sampling.guidance_scale != 1)
-        texts, mask, tail = PrefixCache(), self.prompting.t2i_mask(text_DL), self._tail(text_DL)
+        texts, mask = PrefixCache(), self.prompting.t2i_mask(text_DL)
+        positions_1L = self.prompting.text_positions(text_DL)
         start_BN = torch.full((len(prompts), self.num_image_tokens), MASKED, device=self.device)
         with packed_linears(self.net):
-            self.net(text_DL, mask, positions_BL=tail, cache=texts, **self._nothing)
+            self.net(text_DL, mask, positions_BL=positions_1L, cache=texts, **self._nothing)
             texts.frozen = True
             passes = DrawingPasses(
                 net=self.net,
@@ -230,12 +231,12 @@ class Showo(Adapter):
         return self.net(
             block_RL,
             self.prompting.block_mask(prefix_DL.index_select(0, text_R), block_RL.shape[1]),
-            positions_BL=self._tail(block_RL),
+            positions_BL=self.prompting.block_positions(block_RL),
             select=(row_GS * block_RL.shape[1] + 1 + picked_S % num).flatten(),
             rows=self._code_rows,
             prefix=Prefix(
                 ids_DP=prefix_DL,
-                positions_DP=self._tail(prefix_DL),
+                positions_DP=self.prompting.text_positions(prefix_DL),
                 mask=self.prompting.t2i_mask(prefix_DL),
                 row_B=text_R,
             ),
@@ -245,12 +246,6 @@ class Showo(Adapter):
     def _prefixes(self, prompts: Sequence[str], guided: bool) -> tuple[torch.Tensor, torch.Tensor]:
         prefix_DL, rows = self.prompting.distinct_prefixes(prompts, guided)
         return prefix_DL.to(self.device), rows.to(self.device)
-
-    def _tail(self, ids_BL: torch.Tensor) -> torch.Tensor:
-        """Absolute positions of a row whose leading pads were cut: it ends where the full row would."""
-        has_image = bool((ids_BL[0] == self.prompting.vocab.special("soi")).any())
-        end = self.prompting.max_text_len + 1 + (self.num_image_tokens + 2 if has_image else 0)
-        return torch.arange(end - ids_BL.shape[1], end, device=ids_BL.device)[None]
 
     def _image_ids(self, tokens_BN: torch.Tensor) -> torch.Tensor:
         vocab = self.prompting.vocab

@@ -57,9 +57,8 @@ class DrawingPasses:
         self, tokens_RN: torch.Tensor, texts: PrefixCache, rows_R: torch.Tensor, at_RK: torch.Tensor | None
     ) -> torch.Tensor:
         ids_RL = self.prompting.image_block(self.image_ids(tokens_RN))
-        offset = torch.arange(ids_RL.shape[1], device=ids_RL.device)[None]
         mask = self.prompting.block_mask(self.text_DL.index_select(0, rows_R), ids_RL.shape[1])
-        given: dict[str, Any] = {"positions_BL": offset + self.prompting.max_text_len + 1, "rows": self.rows}
+        given: dict[str, Any] = {"positions_BL": self.prompting.block_positions(ids_RL), "rows": self.rows}
         if at_RK is None:
             return self.net(ids_RL, mask, cache=texts, **given)[:, 1:-1]
         starts_R1 = torch.arange(len(ids_RL), device=ids_RL.device)[:, None] * ids_RL.shape[1] + 1

@@ -156,12 +156,13 @@ class ShowoNet(nn.Module):
         of them (chunked.py).
         """
         embed: Any = self.showo.model.embed_tokens
+        assert prefix is None or (onehots_BNV is None and positions_BL is not None), "behind a prefix: ids, positions"
         if onehots_BNV is not None:
             end = onehots_start + onehots_BNV.shape[1]
             soft_BNH = embed(None, onehots_BNV, onehots_row)
             hidden = torch.cat([embed(ids_BL[:, :onehots_start]), soft_BNH, embed(ids_BL[:, end:])], dim=1)
         else:
-            hidden = embed(ids_BL if prefix is None else prefix.before(prefix.ids_DP, ids_BL))
+            hidden = embed(ids_BL if prefix is None else prefix.in_one_row(prefix.ids_DP, ids_BL))
         trunk: Any = self.showo.model
         if positions_BL is None:
             seen = cache.get_seq_length() if cache is not None else 0

@@ -109,12 +109,23 @@ class Prompting:
         return torch.tensor(rows, dtype=torch.int64).view(len(texts), limit)
 
     def distinct_prefixes(self, prompts: Sequence[str], guided: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """[D, L], common pads cut, the unconditional one last; and which of them each row of a batch has: the
-        prompts', then (if guided) as many unconditional ones."""
+        """[D, L], common pads cut, and (if guided) the unconditional one last; and which of them each row of a batch
+        has: the prompts', then as many unconditional ones."""
         place = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
         prefix_DL = self.t2i_prefix([*place, *[""] * guided])
         rows = [place[prompt] for prompt in prompts] + [len(place)] * (len(prompts) * guided)
-        return prefix_DL[:, int((prefix_DL == self.vocab.pad).sum(1).min()) :], torch.tensor(rows)
+        leading_D = (prefix_DL == self.vocab.pad).cumprod(1).sum(1)  # a text may hold pads of its own
+        return prefix_DL[:, int(leading_D.min()) :], torch.tensor(rows)
+
+    def text_positions(self, prefix_BL: torch.Tensor) -> torch.Tensor:
+        """[1, L] of prefixes whose leading pads were cut: they end where whole ones would."""
+        return torch.arange(self.max_text_len + 1 - prefix_BL.shape[1], self.max_text_len + 1, device=prefix_BL.device)[
+            None
+        ]
+
+    def block_positions(self, block_BL: torch.Tensor) -> torch.Tensor:
+        """[1, L] of image blocks, which stand behind whole prefixes."""
+        return torch.arange(block_BL.shape[1], device=block_BL.device)[None] + self.max_text_len + 1
 
     def image_block(self, image_ids_BN: torch.Tensor) -> torch.Tensor:
         """soi, image ids (offset included), eoi: [B, N + 2]."""

@@ -1,9 +1,9 @@
 """A decoder's layers, the last of which is computed only where it is read: its keys and values are needed everywhere
 (others attend to them, now or through a cache), its queries and all that follows them at selected positions.
 
-In: transformers' layers, hidden states, an additive mask, a rotation, a cache. Out: hidden states of the selected
-positions. What `select` says: None, everything; [S], flat places in B*L; [B, K], the same with equally many in each
-row, which spares the other positions' queries, too; [0, 0], nothing: the pass only fills the cache.
+In: transformers' layers and rotary positions, hidden states, a boolean mask, a cache. Out: hidden states of the
+selected positions. What `select` says: None, everything; [S], flat places in B*L; [B, K], the same with equally many in
+each row, which spares the other positions' queries, too; [0, 0], nothing: the pass only fills the cache.
 
 Shapes: B rows, L positions, M positions attended to, S or K selected ones, H hidden, R rotated entries of a head; with
 a prefix (prefix.py) hidden states are one row of T places.
@@ -12,7 +12,6 @@ a prefix (prefix.py) hidden states are one row of T places.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -43,11 +42,11 @@ def run_layers(
     boolean mask is `low` where nobody may attend."""
     common = None
     if prefix is not None:
-        assert select is not None and select.ndim == 1, "behind a prefix, places are selected"
-        positions_BL, own = prefix.places(positions_BL), mask.shape[-1] - prefix.ids_DP.shape[1]
+        assert select is not None and select.ndim == 1 and cache is None, "behind a prefix, places are selected"
+        positions_BL, own = prefix.positions(positions_BL), mask.shape[-1] - prefix.ids_DP.shape[1]
         if prefix.shared:
             common = Common(prefix.row_B, additive_mask(prefix.mask, hidden, low))
-            select = select + common.places
+            select = select + common.prefix_places
         else:
             hidden, positions_BL, mask = prefix.joined(hidden), prefix.joined(positions_BL), prefix.joined_mask(mask)
             select = prefix.joined_select(select, own)
@@ -88,7 +87,8 @@ def attend(
     norms: Sequence[Callable[[torch.Tensor], torch.Tensor]] = (),
 ) -> torch.Tensor:
     """What transformers' attention `module` makes of its input, at the selected positions. `project` is its last
-    layer; `norms` are those of queries and of keys. mask: [1 or B, 1, L or 1, M]."""
+    layer; `norms` are those of queries and of keys. mask: [1 or B, 1, L or 1, M]. With `common` the input is [1, T, H],
+    the mask the rows' own, and `select` counts the prefixes' places, too."""
 
     def heads(linear: nn.Module, input_BLH: torch.Tensor, number: int) -> torch.Tensor:
         split = linear(input_BLH).unflatten(-1, (-1, module.head_dim)).transpose(1, 2)
@@ -111,14 +111,17 @@ def attend(
         if mask.shape[2] > 1:
             mask = selected(mask[:, 0], select)[:, None]
     if common is not None and select is not None:  # the last layer, whose prefixes nobody reads
-        normed_BLH, select = normed_BLH[:, common.places :], select - common.places
-        rotation = rotation[0][:, common.places :], rotation[1][:, common.places :]
+        normed_BLH, select = normed_BLH[:, common.prefix_places :], select - common.prefix_places
+        rotation = rotation[0][:, common.prefix_places :], rotation[1][:, common.prefix_places :]
     queries = rotate(heads(module.q_proj, normed_BLH, 0), rotation)
-    ask = compute if common is None else partial(common.attend, compute)
-    attended_BLH = ask(queries, keys, values, mask)
+    if common is None:
+        parts = (compute(queries, keys, values, mask),)
+    else:
+        parts = common.attend(compute, queries, keys, values, mask)
     if select is not None and select.ndim == 1:
-        attended_BLH = selected(attended_BLH, select)
-    return project(attended_BLH)
+        parts = (selected(parts[0], select),)
+    projected = [project(part) for part in parts]
+    return projected[0] if len(projected) == 1 else torch.cat(projected, dim=1)
 
 
 def rotate(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
