@@ -176,6 +176,7 @@ class Showo(Adapter):
                 rows_R=rows_R,
                 rows=self._code_rows,
                 guidance_scale=sampling.guidance_scale,
+                num_image_tokens=self.num_image_tokens,
             )
             drawn = masked.sample(passes, draws or KeyedDraws(seeds_B.to(self.device)), start_BN, sampling)
         return ImageRollout(

@@ -34,6 +34,7 @@ class DrawingPasses:
     rows_R: torch.Tensor
     rows: tuple[int, int]
     guidance_scale: float
+    num_image_tokens: int
 
     def __call__(self, step: int, tokens_BN: torch.Tensor, at_BK: torch.Tensor | None) -> torch.Tensor:
         """[B, K, V], or [B, N, V] where at_BK is None."""
@@ -41,7 +42,8 @@ class DrawingPasses:
 
     def _first(self, tokens_BN: torch.Tensor) -> torch.Tensor:
         count, device = len(self.text_DL), tokens_BN.device
-        logits_DNV = self._block(tokens_BN[:1].expand(count, -1), self.texts, torch.arange(count, device=device), None)
+        mask = self.prompting.block_mask(self.text_DL, self.num_image_tokens + 2)
+        logits_DNV = self._block(tokens_BN[:1].expand(count, -1), self.texts, mask, None)
         if self.guidance_scale != 1:
             each = torch.arange(count - 1, device=device)
             logits_DNV = logits_DNV.index_select(0, torch.cat([each, torch.full_like(each, count - 1)]))
@@ -50,14 +52,13 @@ class DrawingPasses:
     def _later(self, tokens_BN: torch.Tensor, at_BK: torch.Tensor | None) -> torch.Tensor:
         halves = len(self.rows_R) // len(tokens_BN)
         at_RK = None if at_BK is None else at_BK.repeat(halves, 1)
-        logits = self._block(tokens_BN.repeat(halves, 1), self._own, self.rows_R, at_RK)
-        return guide(logits, self.guidance_scale)
+        texts, mask = self._own
+        return guide(self._block(tokens_BN.repeat(halves, 1), texts, mask, at_RK), self.guidance_scale)
 
     def _block(
-        self, tokens_RN: torch.Tensor, texts: PrefixCache, rows_R: torch.Tensor, at_RK: torch.Tensor | None
+        self, tokens_RN: torch.Tensor, texts: PrefixCache, mask: torch.Tensor, at_RK: torch.Tensor | None
     ) -> torch.Tensor:
         ids_RL = self.prompting.image_block(self.image_ids(tokens_RN))
-        mask = self.prompting.block_mask(self.text_DL.index_select(0, rows_R), ids_RL.shape[1])
         given: dict[str, Any] = {"positions_BL": self.prompting.block_positions(ids_RL), "rows": self.rows}
         if at_RK is None:
             return self.net(ids_RL, mask, cache=texts, **given)[:, 1:-1]
@@ -65,7 +66,10 @@ class DrawingPasses:
         return self.net(ids_RL, mask, cache=texts, select=starts_R1 + at_RK, **given)
 
     @cached_property
-    def _own(self) -> PrefixCache:
-        """The prefix of each row; the distinct ones are not asked again."""
+    def _own(self) -> tuple[PrefixCache, torch.Tensor]:
+        """The prefix of each row, and what its image block sees, at all later steps; distinct prefixes are not asked
+        again."""
         self.texts.keep(self.rows_R)
-        return self.texts
+        return self.texts, self.prompting.block_mask(
+            self.text_DL.index_select(0, self.rows_R), self.num_image_tokens + 2
+        )
