@@ -23,6 +23,7 @@ bench: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/showo_sampling.py --short
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/answering.py --short
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/answering.py --family janus --short
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/answering.py --each 4 --short
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/training_step.py --short
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/common_prefix.py --short
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/profile_rollout.py --short --out $$(mktemp --suffix .png)

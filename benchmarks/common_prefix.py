@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable
+from functools import partial
 from unittest import mock
 
 import midsize
@@ -31,22 +32,25 @@ def compare(name: str, model: Showo | Janus, images: int, guidance: float, repea
     rollout, one = sampled_images(model, [prompt] * images, guidance, "remask")
 
     def shared() -> None:
-        model.net.zero_grad()
         model.score_images(rollout, one).logprobs_BN.sum().backward()
 
     def own() -> None:
         with mock.patch.object(Prefix, "shared", False):
             shared()
 
+    def anew(work: Callable[[], None]) -> None:
+        model.net.zero_grad()
+        work()
+
     sides: dict[str, Callable[[], None]] = {"each its own": own, "shared": shared}
     gradients, peaks = [], {}
     for side, work in sides.items():
-        work()  # gradients are there when memory is counted
-        peaks[side] = peak(work, model.device)
+        anew(work)
         gradients.append({n: p.grad.clone() for n, p in model.net.named_parameters() if p.grad is not None})
+        peaks[side] = peak(work, model.device)  # gradients of earlier parts are there
     gap = apart(*gradients)[0]
     assert gap <= CLOSEST, f"{name}: gradients lie {gap:.1e} of their norm apart"
-    taken = take_turns(sides, repeats, model.device)
+    taken = take_turns({side: partial(anew, work) for side, work in sides.items()}, repeats, model.device)
     faster = sorted(ratios(taken["each its own"], taken["shared"]))
     print(
         f"{name:<12} {images} images of {model.num_image_tokens} tokens, guidance {guidance:g}: "

@@ -1,8 +1,8 @@
 """One of two processes of test_sharded.py: `python sharded_worker.py RANK COUNT STORE OUT FAMILY:MODE ...`.
 
 Writes the gradient of one update of each case, whole, and what was drawn. With COUNT 1 it holds the whole batch. MODE:
-"sharded" (FSDP2), "adapters" (the same, with LoRA), "unequal" (the same, each process scores another number of tokens)
-or "copies" (whole networks).
+"sharded" (FSDP2), "recomputed" (the same, with gradient checkpointing), "adapters" (the same, with LoRA), "unequal"
+(the same, each process scores another number of tokens) or "copies" (whole networks).
 """
 
 import sys
@@ -56,6 +56,8 @@ def update(family: str, mode: str, rank: int, count: int) -> dict[str, Any]:
                     weight.copy_(0.1 * torch.randn(weight.shape, generator=generator))
     else:
         model.freeze_reference()
+    if mode == "recomputed":
+        model.recompute_activations()
     if count > 1 and mode != "copies":
         for net in (model.net, model.reference_net):
             if net is not None:

@@ -50,6 +50,15 @@ def not_packed(monkeypatch):
     monkeypatch.setattr("openunirl.models.packed_linear.SMALLEST", 2**62)
 
 
+def test_an_answer_that_ends_is_computed_no_longer(measured, monkeypatch):
+    """Images once, each distinct question once, and then a row for each answer that goes on."""
+    model, bytes_of = measured
+    rows, forward = [], model.net.forward
+    monkeypatch.setattr(model.net, "forward", lambda ids, *a, **k: rows.append(len(ids)) or forward(ids, *a, **k))
+    bytes_of(ends=True)
+    assert rows == [IMAGES, IMAGES, *[IMAGES * EACH - 1] * (SAMPLING.max_new_tokens - 1)]
+
+
 def test_an_end_copies_one_layer_of_the_cache_at_a_time(measured):
     _, bytes_of = measured
     assert bytes_of(ends=True) < 1.25 * bytes_of(ends=False)  # the models have four layers

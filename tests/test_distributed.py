@@ -211,11 +211,12 @@ def finished(folder, weights, out, count, *more):
             process.kill()
 
 
-def test_two_processes_train_as_one_does(tmp_path):
+@pytest.mark.parametrize("more", [(), ("--loss.loss-type", "dapo", "--loss.scale-rewards", "batch")])
+def test_two_processes_train_as_one_does(tmp_path, more):
     weights = bundled("tiny-janus")  # its rewards differ; a fresh model's by so little that rounding decides
     for name, count in (("one", 1), ("two", 2)):
         share = ("--rollout.num-prompts", str(2 // count))
-        for status, told in finished(tmp_path, weights, tmp_path / name, count, *share):
+        for status, told in finished(tmp_path, weights, tmp_path / name, count, *share, *more):
             assert status == 0, told
     base = load_file(f"{weights}/model.safetensors")
     one, two = (load_file(tmp_path / name / "checkpoints/step-000002/model.safetensors") for name in ("one", "two"))
@@ -283,7 +284,7 @@ def test_a_reward_that_fails_on_one_process_ends_all(tmp_path):
 LAUNCH_FILES = {"one-gpu": (1, "NO"), "eight-gpus": (8, "MULTI_GPU"), "two-nodes": (16, "MULTI_GPU")}
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in LAUNCH.glob("*.yaml")))
+@pytest.mark.parametrize("name", sorted(LAUNCH_FILES.keys() | {path.stem for path in LAUNCH.glob("*.yaml")}))
 def test_accelerate_reads_the_launch_files(name):
     """By its own reader, which refuses keys that it does not know."""
     config = load_config_from_file(str(LAUNCH / f"{name}.yaml"))

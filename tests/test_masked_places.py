@@ -124,7 +124,10 @@ def test_a_model_draws_the_same_images(model, scale):
 def test_passes_hold_no_more_than_what_differs(model, scale, texts, rows, monkeypatch):
     """Texts once; the first step once a text; then every image, read at its masked tokens."""
     monkeypatch.setattr(model, "net", Watched(model.net))
+    masks, mask = [], model.prompting.block_mask
+    monkeypatch.setattr(model.prompting, "block_mask", lambda *given: masks.append(given) or mask(*given))
     model.sample_images(PROMPTS, key(7, torch.arange(4)), ImageSampling(num_timesteps=3, guidance_scale=scale))
+    assert len(masks) == 2  # the first step's, and one for all later ones
     (filled, first, *later), block = model.net.calls, model.num_image_tokens + 2
     assert filled[0] == texts and filled[2] == (0, 0)
     assert first == (texts, block, None)

@@ -180,6 +180,25 @@ def test_a_gpu_that_is_too_small_gets_computed_advice():
     for flags in ("--train.gradient-checkpointing", "--optim.gradient-accumulation-steps 4", "--lora.rank 16"):
         assert any(line.strip().startswith(f"{flags}: 1.") and line.endswith("GB") for line in advice), flags
     assert any("--train.shard: " in line for line in advice)
+    assert len(advice[-1].split("--")) > 3  # nothing fits alone, so all that goes together
+
+
+def test_a_change_that_fits_alone_is_not_told_with_others():
+    config, told = small(), []
+    held = share(rehearse(config, MACHINE.rates), 1, False).peak
+    assert plan(config, replace(MACHINE, memory=held - 1), told.append) is False
+    assert any(line.endswith("which fits") for line in told)
+    assert all(line.count("--") == 1 for line in told if line.startswith("  --"))
+
+
+def test_an_evaluation_that_sets_the_peak_gets_advice():
+    config = PRESETS["tiny-showo-sft"]
+    config = replace(config, eval=replace(config.eval, batch_size=4096, num_prompts=4096))
+    smaller = {change.flags: change.apply(config) for change in changes(config, gpus=1)}["--eval.batch-size 1"]
+    whole, parts = (rehearse(one, MACHINE.rates).phases[EVALUATING].beside for one in (config, smaller))
+    assert parts < whole / 100
+    without = replace(config, eval=replace(config.eval, num_prompts=0), train=replace(config.train, eval_steps=0))
+    assert all("eval" not in change.flags for change in changes(without, gpus=1))
 
 
 def test_what_is_on_already_is_not_advised():

@@ -22,6 +22,7 @@ WORKER = Path(__file__).with_name("sharded_worker.py")
 
 CASES = [
     *("tiny-showo:sharded", "tiny-janus:sharded", "tiny-showo:adapters", "tiny-showo:unequal"),
+    *("tiny-showo:recomputed", "tiny-janus:recomputed"),
     *("tiny-showo:copies", "tiny-janus:copies"),
 ]
 

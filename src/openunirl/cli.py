@@ -161,8 +161,9 @@ class PlanArguments(TrainArguments):
     """GPUs, one process each."""
     memory: str = "24GB"
     """Memory of each GPU."""
-    tflops: float = 312.0
-    """Peak rate of a GPU's matrix products, in 10^12 operations a second (A100 in bf16: 312; in float32: 19.5)."""
+    tflops: float | None = None
+    """Peak rate of a GPU's matrix products, in 10^12 operations a second; None is an A100's: 312 in bf16, 19.5 in
+    float32 (--train.mixed-precision no)."""
     bandwidth: float = 2.0
     """Peak rate of a GPU's memory, in 10^12 bytes a second (A100: 2.0)."""
     utilization: float = 0.4
@@ -175,8 +176,14 @@ def plan(argv: list[str]) -> None:
     check_model(args.run.model.weights)
     if args.gpus < 1:
         raise UsageError(f"--gpus is {args.gpus}, wanted at least 1")
-    for name, largest in (("tflops", math.inf), ("bandwidth", math.inf), ("utilization", 1.0)):
-        if not 0 < (value := getattr(args, name)) <= largest:
+    tflops = args.tflops if args.tflops is not None else 19.5 if args.run.train.mixed_precision == "no" else 312.0
+    rates = {
+        "tflops": (tflops, math.inf),
+        "bandwidth": (args.bandwidth, math.inf),
+        "utilization": (args.utilization, 1.0),
+    }
+    for name, (value, largest) in rates.items():
+        if not 0 < value <= largest:
             raise UsageError(f"--{name} is {value}, wanted above 0" + (" and at most 1" if largest == 1 else ""))
     from openunirl.plan import Machine, parse_memory
     from openunirl.plan import plan as handler
@@ -188,7 +195,7 @@ def plan(argv: list[str]) -> None:
     machine = Machine(
         gpus=args.gpus,
         memory=memory,
-        tflops=args.tflops,
+        tflops=tflops,
         bandwidth=args.bandwidth,
         utilization=args.utilization,
     )

@@ -6,8 +6,7 @@ In: a RunConfig, how many GPUs of which memory and speed. Out: text, and whether
 rehearsal.py, which runs the step's own code without numbers, except for these, which are formulas: 1. several GPUs hold
 a copy each, or with --train.shard a share each; sharded, the root's weights and three layers (one in use, one ahead,
 one gradient) are gathered at a time, and all weights while a sampler runs; 2. RESERVE for what is no tensor. Neither
-these nor a GPU's own kernels were checked on GPUs; what is checked stands in docs/performance.md. Exchange between GPUs
-takes no time here.
+was checked on several GPUs; what is checked stands in docs/performance.md. Exchange between GPUs takes no time here.
 
 Units: bytes; GB is 10^9 of them. A multiply-add is two floating-point operations.
 """
@@ -22,6 +21,7 @@ from openunirl.config import RunConfig
 from openunirl.phases import ANSWERING, DRAWING, EVALUATING, OPTIMIZER, UPDATE, Rates, Rehearsal
 from openunirl.rehearsal import rehearse
 from openunirl.run import keeps_base
+from openunirl.run_world import evaluates
 from openunirl.validate import check
 
 RESERVE = 1_000_000_000
@@ -171,6 +171,8 @@ def changes(config: RunConfig, gpus: int) -> Iterator[Change]:
         yield Change(
             flags="--rollout.batch-size 1", apply=lambda c: replace(c, rollout=replace(c.rollout, batch_size=1))
         )
+    if evaluates(config) and config.eval.batch_size > 1:
+        yield Change(flags="--eval.batch-size 1", apply=lambda c: replace(c, eval=replace(c.eval, batch_size=1)))
     if config.train.mixed_precision == "no":
         yield _train("--train.mixed-precision bf16", mixed_precision="bf16")
     if gpus > 1 and not config.train.shard:
@@ -191,7 +193,7 @@ def _train(flags: str, **values: object) -> Change:
 def _advice(config: RunConfig, found: Rehearsal, machine: Machine) -> Iterator[str]:
     yield ""
     yield "what to change, and the peak on each GPU that it would give"
-    known, usable = {config: found}, []
+    known, usable, alone = {config: found}, [], False
 
     def peak(changed: RunConfig) -> int:
         bare = replace(changed, train=replace(changed.train, shard=False))  # sharding is added to one process's step
@@ -206,10 +208,13 @@ def _advice(config: RunConfig, found: Rehearsal, machine: Machine) -> Iterator[s
         except ValueError:  # it does not go with another flag
             continue
         usable.append(change)
+        alone = alone or peak(change.apply(config)) <= machine.memory
         yield _row(change.flags, peak(change.apply(config)), machine)
     count = next((n for n in _more(machine.gpus) if share(found, n, True).peak <= machine.memory), None)
     if count:
         yield _row(f"{count} GPUs, --train.shard", share(found, count, True).peak, machine)
+    if alone:
+        return
     together, flags = config, []
     for change in usable:
         try:

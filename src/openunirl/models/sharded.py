@@ -38,7 +38,7 @@ def units(net: nn.Module, trunk: str) -> list[nn.Module]:
 
 
 def empty_copy(net: nn.Module) -> nn.Module:
-    """The same network without its weights: `fill` gives it some."""
+    """The same network without its weights: `gather_into` gives it some."""
     tensors = (*net.parameters(), *net.buffers())
     empty = {id(t): torch.empty_like(t, device="meta") for t in tensors}
     memo = {
