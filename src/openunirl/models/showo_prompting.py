@@ -119,9 +119,8 @@ class Prompting:
 
     def text_positions(self, prefix_BL: torch.Tensor) -> torch.Tensor:
         """[1, L] of prefixes whose leading pads were cut: they end where whole ones would."""
-        return torch.arange(self.max_text_len + 1 - prefix_BL.shape[1], self.max_text_len + 1, device=prefix_BL.device)[
-            None
-        ]
+        length = prefix_BL.shape[1]
+        return torch.arange(length, device=prefix_BL.device)[None] + self.max_text_len + 1 - length
 
     def block_positions(self, block_BL: torch.Tensor) -> torch.Tensor:
         """[1, L] of image blocks, which stand behind whole prefixes."""
@@ -201,7 +200,8 @@ class Prompting:
         return allowed[:, None]
 
     def block_mask(self, prefix_BL: torch.Tensor, length: int) -> torch.Tensor:
-        """[B, 1, 1, L + length]. What each of a block's `length` positions sees behind a prefix: the same as there."""
+        """[B, 1, 1, L + length]. What soi, image and eoi see behind a prefix, all the same: the text, not its pads, and
+        the whole block of `length`."""
         return F.pad(prefix_BL != self.vocab.pad, (0, length), value=True)[:, None, None]
 
     def mmu_mask(self, ids_BL: torch.Tensor) -> torch.Tensor:
