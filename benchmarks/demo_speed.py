@@ -68,6 +68,9 @@ def main() -> None:
             )
         }
         folders = {name: str(code) for name, (code, _) in sides.items()}
+        for name, code in folders.items():
+            told = subprocess.run(["git", "-C", code, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+            print(f"{name}: {told.stdout.strip()}")
         taken: dict[str, list[float]] = {name: [] for name in sides}
         for turn in range(args.repeats):
             for name, (code, flags) in sides.items():

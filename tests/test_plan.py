@@ -218,6 +218,16 @@ def test_the_command_says_what_fits_and_what_does_not(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("flags", "rate"),
+    [(["--train.mixed-precision", "no"], 19.5), (["--train.mixed-precision", "bf16"], 312.0), (["--tflops", "7"], 7.0)],
+)
+def test_a_gpu_computes_at_the_rate_of_the_precision(monkeypatch, flags, rate):
+    told = []
+    monkeypatch.setattr("openunirl.plan.plan", lambda config, machine: told.append(machine.tflops) or True)
+    assert main(["plan", "tiny-showo-grpo", *flags]) == 0 and told == [rate]
+
+
+@pytest.mark.parametrize(
     ("flags", "wanted"),
     [
         (["tiny-showo-grop"], "did you mean tiny-showo-grpo"),
